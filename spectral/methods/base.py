@@ -1,0 +1,143 @@
+"""What every spectral method has in common.
+
+    W(theta) = P [ W - U_I S_I V_I^T + X C Y^T ] Q^T,    X = U_I E_U + A_U,    Y = V_I E_V + A_V
+
+W is m x n; I is a choice of r columns of its canonical SVD; C the core, E rotations inside the frame, A free additions,
+P and Q structured rotations of the outer spaces. A method says which of these it trains; at identity W(theta) = W.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis
+from ..columns import Columns, ColumnsLike
+from ..errors import SettingError
+from ..ops import LinearMap
+
+Params = Mapping[str, Tensor]
+Mode = Literal["linear", "spectral"]
+Setting = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class ParamGroup:
+    """How a parameter is optimised: the rule, its weight decay, and its rate relative to the method's."""
+
+    kind: Literal["adamw", "stiefel"] = "adamw"
+    weight_decay: float = 0.0
+    lr_scale: float = 1.0
+
+
+class Method(ABC):
+    """One spectral method with its settings. Stateless: parameters and bases are passed in.
+
+    Strength: "linear" multiplies the weight change; "spectral" scales the parameters themselves (along the geodesic
+    for rotations). Both agree at 0 and at 1.
+    """
+
+    name: ClassVar[str]
+    #: Whether the meaning of the parameters depends on the signs of singular vectors.
+    sign_sensitive: ClassVar[bool]
+    #: Learning rate on Stable Diffusion (reference values of the methods' own code).
+    lr: ClassVar[float]
+    default_columns: ClassVar[str]
+    #: The optimiser rule of every parameter.
+    groups: Mapping[str, ParamGroup]
+
+    def __init__(self, *, columns: ColumnsLike = None, rank: int | None = None):
+        if columns is not None and rank is not None:
+            raise SettingError(f"{self.name}: rank={rank} and columns={columns!r} both choose columns; give one")
+        chosen = columns if columns is not None else rank
+        self.columns = Columns.parse(self.default_columns if chosen is None else chosen)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Everything needed to make the method again: `method(name, **settings)`."""
+        return {"columns": self.columns.text}
+
+    @property
+    @abstractmethod
+    def portable(self) -> bool:
+        """Whether a file of this method carries its frames by default."""
+
+    @abstractmethod
+    def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters for a weight (m, n) or (c_out, c_in, kh, kw) and r columns."""
+
+    def init(self, weight: Tensor, basis: Basis) -> dict[str, Tensor]:
+        """Parameters (fp32) at which the weight is unchanged."""
+        shapes = self.param_shapes(tuple(weight.shape), len(basis.columns))
+        return {name: torch.zeros(shape, device=weight.device) for name, shape in shapes.items()}
+
+    def delta(self, basis: Basis, params: Params, strength: float = 1.0, mode: Mode = "linear") -> Tensor:
+        """The weight change (m, n), fp32."""
+        _check_mode(mode)
+        if strength == 0:
+            return basis.s.new_zeros(basis.shape)
+        if mode == "linear":
+            return self._delta(basis, params, 1.0) * strength
+        return self._delta(basis, params, strength)
+
+    def factors(
+        self, basis: Basis, params: Params, strength: float = 1.0, mode: Mode = "linear"
+    ) -> tuple[Tensor, Tensor] | None:
+        """up (m, R), down (R, n) with up @ down the weight change, or None where the change has full rank."""
+        _check_mode(mode)
+        pair = self._factors(basis, params, 1.0 if mode == "linear" else strength)
+        if pair is None:
+            return None
+        scale = strength if mode == "linear" or strength == 0 else 1.0
+        return pair[0] * scale, pair[1]
+
+    def apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
+        """The adapted layer on activations, without its bias; differentiable in params and x.
+
+        Here for changes of low rank: two thin products beside the base.
+        """
+        pair = self._factors(basis, params, 1.0)
+        if pair is None:
+            return op.base(x, self._delta(basis, params, 1.0))
+        return op.base(x) + op.mix(op.down(x, pair[1]), pair[0])
+
+    def check(self, params: Params, weight_shape: Sequence[int], r: int) -> str | None:
+        """A sentence on what is wrong with parameters read from a file, or None."""
+        expected = self.param_shapes(weight_shape, r)
+        if set(params) != set(expected):
+            return f"found parameters {sorted(params)}, expected {sorted(expected)} for method {self.name}"
+        for name, shape in expected.items():
+            if tuple(params[name].shape) != shape:
+                found = tuple(params[name].shape)
+                return f"{name} has shape {found}, expected {shape} for a weight {tuple(weight_shape)}"
+        return None
+
+    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor] | None:
+        """Thin factors with the parameters scaled by `strength`."""
+        return None
+
+    def _delta(self, basis: Basis, params: Params, strength: float) -> Tensor:
+        """Dense change with the parameters scaled by `strength`."""
+        pair = self._factors(basis, params, strength)
+        if pair is None:
+            raise SettingError(f"{self.name} states neither thin factors nor a dense change")
+        return pair[0] @ pair[1]
+
+
+def matrix_shape(weight_shape: Sequence[int]) -> tuple[int, int]:
+    """(m, n) of a weight (m, n) or (c_out, c_in, kh, kw)."""
+    m, *rest = weight_shape
+    n = 1
+    for d in rest:
+        n *= d
+    return m, n
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("linear", "spectral"):
+        raise SettingError(f'strength mode {mode!r} is unknown; expected "linear" or "spectral"')

@@ -1,0 +1,85 @@
+"""SVDiff: shift the singular values. W' = U diag(relu(sigma + delta)) V^T. Han et al., arXiv 2303.11305."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis
+from ..ops import LinearMap
+from .base import Method, ParamGroup, Params
+
+
+class SVDiff(Method):
+    """delta (r,): one shift per singular value.
+
+    With all columns the change has full rank; with a limited rank it is U_I diag(.) V_I^T and the file can carry the
+    frames. Directions with sigma_i <= 1e-5 sigma_1 are left alone: no machine could repeat their vectors.
+    """
+
+    name = "svdiff"
+    sign_sensitive = False
+    lr = 1e-3
+    default_columns = "all"
+    groups: ClassVar = {"delta": ParamGroup()}
+
+    @property
+    def portable(self) -> bool:
+        return self.columns.kind != "all"
+
+    def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
+        return {"delta": (r,)}
+
+    def apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
+        if not basis.full:
+            return super().apply(op, basis, params, x)
+        return apply_shift(op, basis, shift(basis, params["delta"]), x)
+
+    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor] | None:
+        if basis.full:
+            return None
+        return basis.u * shift(basis, strength * params["delta"]), basis.v.T
+
+    def _delta(self, basis: Basis, params: Params, strength: float) -> Tensor:
+        return shift_delta(basis, shift(basis, strength * params["delta"]))
+
+
+def shift(basis: Basis, delta: Tensor) -> Tensor:
+    """g (r,) = relu(sigma + delta) - sigma on live directions, 0 elsewhere."""
+    g = torch.relu(basis.s + delta) - basis.s
+    return torch.where(basis.live, g, torch.zeros_like(g))
+
+
+def gains(basis: Basis, g: Tensor) -> Tensor:
+    """g / sigma (r,), 0 where sigma carries no signal."""
+    return torch.where(basis.live, g / torch.where(basis.live, basis.s, torch.ones_like(g)), torch.zeros_like(g))
+
+
+def shift_delta(basis: Basis, g: Tensor, *, keep: bool = False) -> Tensor:
+    """U diag(g) V^T (m, n), through the small side alone where the weight is at hand; keep: see `Basis.projected`."""
+    projected = basis.projected(keep=keep)
+    if projected is None:
+        return (basis.u * g) @ basis.v.T
+    q = basis.small * gains(basis, g)
+    return q @ projected if basis.wide else projected @ q.T
+
+
+def apply_shift(op: LinearMap, basis: Basis, g: Tensor, x: Tensor) -> Tensor:
+    """(W + U diag(g) V^T) x, by the cheapest of three exact forms.
+
+    m <= n: y + U ((g/sigma) * U^T y) with y = W x, which needs no unfolding of a convolution. m > n: the same on x.
+    Rebuilding the weight wins where positions are many and the layer is small; counted in multiplications.
+    """
+    m, n = basis.shape
+    if m * n * basis.k < 2 * op.positions(x) * basis.k**2:
+        return op.base(x, shift_delta(basis, g, keep=True))
+    q = basis.small
+    if basis.wide:
+        y = op.base(x)
+        return y + op.mix(op.scale(op.mix(y, q.T), gains(basis, g)), q)
+    if op.conv:
+        return op.base(x) + op.mix(op.scale(op.down(x, basis.v.T), g), basis.u)
+    return op.base(x + op.mix(op.scale(op.mix(x, q.T), gains(basis, g)), q))
