@@ -1,0 +1,299 @@
+"""An adapter in memory: many layers of one method, and the check of all of them against a model."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+
+from .basis import Basis, Progress, WeightSource, decompose_all
+from .cache import BasisCache
+from .errors import Cancelled, UnknownLayerError, WrongBaseError
+from .matching import (
+    RELATED,
+    AdapterLayer,
+    LayerMatch,
+    aligned,
+    check_shape,
+    find_basis,
+    match_frames,
+    match_probe,
+    on_device,
+    ratio,
+    resolve,
+)
+from .methods.base import Method, Mode
+
+Profile = Literal["portable", "compact"]
+OnMismatch = Literal["refuse", "force"]
+LIMIT = 0.10  # estimated relative error of the change above which a compact adapter is refused
+_CHUNK = 16  # layers decomposed at once; the full bases of a whole UNet would need 1 GB
+
+
+@dataclass
+class Adapter:
+    """Layers of one method. metadata: strings for people and hosts; `spectral.*` and hashes are rewritten at saving."""
+
+    method: Method
+    layers: dict[str, AdapterLayer]
+    metadata: dict[str, str] = field(default_factory=dict)
+    profile: Profile = "portable"
+
+    def delta(
+        self,
+        layer: str,
+        weight: Tensor,
+        strength: float = 1.0,
+        mode: Mode = "linear",
+        cache: BasisCache | None = None,
+    ) -> Tensor:
+        """The change of one weight, in the weight's shape, fp32, on its device.
+
+        Of a compact adapter the base is not judged here: `check_layers` does that for all layers together.
+        Raises UnknownLayerError, WrongBaseError (another shape).
+        """
+        found = self._layer(layer)
+        check_shape(found, weight)
+        basis = find_basis(found, self.method, weight, cache).to(weight.device)
+        return self.method.delta(basis, on_device(basis, found), strength, mode).reshape(weight.shape)
+
+    def factors(
+        self,
+        layer: str,
+        weight: Tensor | None = None,
+        strength: float = 1.0,
+        mode: Mode = "linear",
+        cache: BasisCache | None = None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The change as up (m, R) @ down (R, n), or None where it has full rank.
+
+        A compact layer needs `weight`. Raises UnknownLayerError, WrongBaseError (no weight, or another shape).
+        """
+        found = self._layer(layer)
+        if weight is not None:
+            check_shape(found, weight)
+        basis = find_basis(found, self.method, weight, cache)
+        if weight is not None:
+            basis = basis.to(weight.device)
+        return self.method.factors(basis, on_device(basis, found), strength, mode)
+
+    @property
+    def trigger_words(self) -> list[str]:
+        """The words that call the concept, as stored by `save`, else from ModelSpec's trigger phrase."""
+        stored = self.metadata.get("spectral.trigger_words")
+        if stored:
+            return [str(word) for word in json.loads(stored)]
+        phrase = self.metadata.get("modelspec.trigger_phrase", "")
+        return [word.strip() for word in phrase.split(",") if word.strip()]
+
+    @property
+    def base_name(self) -> str:
+        """The base model it was trained on, or ""."""
+        return self.metadata.get("spectral.base_name", "")
+
+    @property
+    def title(self) -> str:
+        """The name to show, or ""."""
+        return self.metadata.get("modelspec.title", "")
+
+    def _layer(self, name: str) -> AdapterLayer:
+        if name not in self.layers:
+            some = ", ".join(list(self.layers)[:3])
+            raise UnknownLayerError(f"the adapter has no layer {name!r}; it has {len(self.layers)}, such as {some}")
+        return self.layers[name]
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """How an adapter fits a model.
+
+    layers: every layer that was checked. unused: layers of the file that the model does not have. misfits: layers left
+    out under "force" because their shape differs. error: the probe's estimate over all layers (compact), else None.
+    alignment: mean over layers (portable), else None. seconds: decomposition and checks.
+    """
+
+    layers: dict[str, LayerMatch]
+    unused: tuple[str, ...]
+    misfits: tuple[str, ...]
+    error: float | None
+    alignment: float | None
+    seconds: float
+    summary: str
+
+    @property
+    def from_cache(self) -> int:
+        return sum(m.from_cache for m in self.layers.values())
+
+    @property
+    def same(self) -> int:
+        """Layers whose weight is, rounded to fp16, the very one it was trained on (compact)."""
+        return sum(m.same for m in self.layers.values())
+
+    @property
+    def match(self) -> float | None:
+        """1 - error for compact, the alignment for portable; 1 is perfect."""
+        return self.alignment if self.error is None else max(0.0, 1.0 - self.error)
+
+    def __str__(self) -> str:
+        return self.summary
+
+
+def check_layers(
+    adapter: Adapter,
+    weights: Mapping[str, WeightSource],
+    *,
+    on_mismatch: OnMismatch = "refuse",
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    model_name: str = "this model",
+    keep_bases: bool = False,
+) -> MatchReport:
+    """Compare an adapter with a model's weights: {layer name: weight, or a function that fetches it}.
+
+    Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`);
+    keep_bases=True leaves them in the report for applying, at up to 1 GB for a whole SD1.5 UNet.
+    Raises WrongBaseError where no layer is shared, where shapes differ, and where the change of a compact adapter would
+    be off by more than 10 %; on_mismatch="force" leaves out layers of another shape and applies the rest as it comes.
+    Raises Cancelled when cancelled() turns true.
+    """
+    start = time.perf_counter()
+    shared = [name for name in adapter.layers if name in weights]
+    if not shared:
+        raise WrongBaseError(_nothing_shared(adapter, weights, model_name))
+    matches: dict[str, LayerMatch] = {}
+    misfits: dict[str, str] = {}
+    for name, match in _matches(adapter, weights, shared, cache, cancelled):
+        if isinstance(match, LayerMatch):
+            matches[name] = match if keep_bases else replace(match, basis=None)
+        else:
+            misfits[name] = match
+        if progress is not None:
+            progress(len(matches) + len(misfits), len(shared), name)
+    if misfits and (on_mismatch == "refuse" or not matches):
+        first = next(iter(misfits.values()))
+        raise WrongBaseError(f"{len(misfits)} of {len(shared)} layers do not fit {model_name}. {first}")
+    report = _report(adapter, matches, set(adapter.layers) - set(shared), misfits, time.perf_counter() - start)
+    if report.error is not None and not report.error <= LIMIT and on_mismatch == "refuse":
+        raise WrongBaseError(_too_far(adapter, report, model_name))
+    return report
+
+
+def _matches(
+    adapter: Adapter,
+    weights: Mapping[str, WeightSource],
+    names: list[str],
+    cache: BasisCache | None,
+    cancelled: Callable[[], bool] | None,
+) -> Iterator[tuple[str, LayerMatch | str]]:
+    """Layer by layer its match, or the sentence on its shape."""
+    for i in range(0, len(names), _CHUNK):
+        if cancelled is not None and cancelled():
+            raise Cancelled("checking the adapter was cancelled; the model is unchanged")
+        fetched: dict[str, Tensor] = {}
+        for name in names[i : i + _CHUNK]:
+            source = weights[name]
+            weight = source if isinstance(source, Tensor) else source()
+            try:
+                check_shape(adapter.layers[name], weight)
+                fetched[name] = weight
+            except WrongBaseError as e:
+                yield name, str(e)
+        bases = _decomposed(adapter, fetched, cache, cancelled)
+        for name, weight in fetched.items():
+            layer = adapter.layers[name]
+            if layer.frames is not None:
+                yield name, match_frames(layer.frames, weight)
+            else:
+                basis = aligned(layer, adapter.method, bases.pop(name), weight, cache)
+                yield name, match_probe(layer, adapter.method, basis)
+
+
+def _decomposed(
+    adapter: Adapter, weights: Mapping[str, Tensor], cache: BasisCache | None, cancelled: Callable[[], bool] | None
+) -> dict[str, Basis]:
+    """The bases of the layers that carry none, decomposed together by their choice of columns."""
+    groups: dict[tuple[int, ...] | None, dict[str, WeightSource]] = {}
+    for name, weight in weights.items():
+        layer = adapter.layers[name]
+        if layer.frames is None:
+            groups.setdefault(layer.columns, {})[name] = weight
+    bases: dict[str, Basis] = {}
+    for columns, group in groups.items():
+        bases |= decompose_all(group, columns, cache=cache, cancelled=cancelled)
+    return bases
+
+
+def _report(
+    adapter: Adapter, matches: dict[str, LayerMatch], unused: set[str], misfits: Mapping[str, str], seconds: float
+) -> MatchReport:
+    probed = [m for name, m in matches.items() if adapter.layers[name].frames is None]
+    framed = [m.match for name, m in matches.items() if adapter.layers[name].frames is not None and m.match is not None]
+    error = ratio(sum(m.error2 for m in probed), sum(m.change2 for m in probed)) if probed else None
+    alignment = sum(framed) / len(framed) if framed else None
+    lost = tuple(name for name in adapter.layers if name in unused)
+    report = MatchReport(matches, lost, tuple(misfits), error, alignment, seconds, "")
+    return MatchReport(matches, lost, tuple(misfits), error, alignment, seconds, _summary(adapter, report))
+
+
+def _summary(adapter: Adapter, report: MatchReport) -> str:
+    lines = [f"{adapter.method.name}: {len(report.layers)} of {len(adapter.layers)} layers fit this model."]
+    if report.error is not None:
+        lines.append(f"The change matches what was trained to {percent(1 - report.error)}.")
+        lines.append(f"{report.same} of {len(report.layers)} weights are the ones it was trained on.")
+        lines.append(f"{report.from_cache} bases came from the cache.")
+    if report.alignment is not None:
+        lines.append(f"Applied as trained; its directions agree with this model to {percent(report.alignment)}.")
+        if report.alignment < RELATED:
+            lines.append("This model differs much from the one it was trained on, so the effect may be weaker.")
+    for names, what in ((report.unused, "not in this model"), (report.misfits, "left out, of another shape")):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            lines.append(f"{len(names)} layers are {what}: {', '.join(names[:3])}{more}.")
+    lines.append(f"Checked in {report.seconds:.2f} s.")
+    return "\n".join(lines)
+
+
+def percent(fraction: float) -> str:
+    """One decimal, never rounded up to 100."""
+    value = max(0.0, fraction) * 100
+    return f"{min(value, 99.9) if value < 99.995 else 100:.1f} %"
+
+
+def _nothing_shared(adapter: Adapter, weights: Mapping[str, WeightSource], model_name: str) -> str:
+    base = f" (trained on {adapter.base_name!r})" if adapter.base_name else ""
+    theirs = next(iter(weights), "none at all")
+    return (
+        f"none of the adapter's {len(adapter.layers)} layers{base} is in {model_name}: found layers such as "
+        f"{next(iter(adapter.layers), 'none at all')!r}, expected layers such as {theirs!r}; load the kind of model it "
+        "was trained on (SD1.5, SD2 or SDXL) or another adapter"
+    )
+
+
+def _too_far(adapter: Adapter, report: MatchReport, model_name: str) -> str:
+    error = report.error if report.error is not None else float("inf")
+    base = adapter.base_name or "an unnamed base"
+    off = f"about {error * 100:.0f} %" if error < 10 else "more than 1000 %"
+    return (
+        f"this compact {adapter.method.name} adapter was trained on {base!r}; on {model_name!r} its change would be "
+        f"off by {off} (expected at most {LIMIT * 100:.0f} %; {report.same} of {len(report.layers)} weights are the "
+        "ones it was trained on). Load the base it was trained on, ask for a portable file or a LoRA export, or choose "
+        '"force" to apply it anyway'
+    )
+
+
+__all__ = [
+    "Adapter",
+    "AdapterLayer",
+    "LayerMatch",
+    "MatchReport",
+    "OnMismatch",
+    "Profile",
+    "check_layers",
+    "percent",
+    "resolve",
+]

@@ -1,0 +1,203 @@
+"""One adapted layer, and how it fits one weight.
+
+A portable layer carries its frames and applies to any related weight as trained. A compact layer carries parameters
+and evidence: its basis is decomposed here, aligned by the sketch where signs matter, and the probe says how far off
+the resulting change is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .basis import Basis, decompose, flatten
+from .cache import BasisCache
+from .errors import SpectralError, WrongBaseError
+from .evidence import FINGERPRINT_DIGITS, Change, Evidence, align, probe_error
+from .methods.base import Method, matrix_shape
+from .ops import LinearMap
+
+RELATED = 0.9  # alignment of portable frames below which a remark is added
+_MARGIN = 4  # extra columns on both sides, searched when the base differs: a column may have changed places
+_NOISE = 1e-6  # of sigma, per entry: what rounding leaves of a change that is zero
+
+
+@dataclass
+class AdapterLayer:
+    """One adapted weight.
+
+    name: kohya's spelling. shape: the weight's own, (m, n) or (c_out, c_in, kh, kw). columns: which of the k singular
+    directions, None for all. frames: present in portable files and fresh from training. evidence: read from a file;
+    None for a layer that has its frames, whose evidence is made when it is saved.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    params: dict[str, Tensor]
+    columns: tuple[int, ...] | None = None
+    frames: Basis | None = None
+    evidence: Evidence | None = None
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(m, n) of the flattened weight."""
+        return matrix_shape(self.shape)
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The columns written out."""
+        return tuple(range(min(self.matrix))) if self.columns is None else self.columns
+
+
+def check_shape(layer: AdapterLayer, weight: Tensor) -> None:
+    """Raises WrongBaseError unless the weight has the layer's shape; (m, n) and (m, n, 1, 1) are the same."""
+    if _trimmed(weight.shape) != _trimmed(layer.shape):
+        raise WrongBaseError(
+            f"layer {layer.name}: the model's weight has shape {tuple(weight.shape)}, the adapter was trained on "
+            f"{tuple(layer.shape)}; load the kind of model it was trained on"
+        )
+
+
+def _trimmed(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
+    return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
+
+
+def find_basis(layer: AdapterLayer, method: Method, weight: Tensor | None, cache: BasisCache | None = None) -> Basis:
+    """The basis in which the layer's parameters are meant.
+
+    Its frames where it carries them; else the weight's decomposition, aligned by the sketch for sign-sensitive methods.
+    Raises WrongBaseError for a compact layer without a weight.
+    """
+    if layer.frames is not None:
+        return layer.frames
+    if weight is None:
+        raise WrongBaseError(
+            f"layer {layer.name} comes from a compact file, which holds no frames; pass the weight of the base model"
+        )
+    return aligned(layer, method, decompose(weight, layer.columns, cache=cache), weight, cache)
+
+
+def aligned(
+    layer: AdapterLayer, method: Method, basis: Basis, weight: Tensor, cache: BasisCache | None
+) -> Basis:
+    """A fresh decomposition of exactly the layer's columns, brought to the signs and order it was trained with."""
+    if not method.sign_sensitive:
+        return basis
+    evidence = _evidence(layer)
+    if not same_weight(evidence, basis) and layer.columns is not None:
+        wider = _widened(layer.columns, basis.k)
+        if wider != layer.columns:
+            basis = decompose(weight, wider, cache=cache)
+    # Training used frames rounded to fp16, so the same rounding makes the same frames.
+    return align(layer.name, evidence, basis, layer.indices).half_rounded()
+
+
+def _widened(columns: tuple[int, ...], k: int) -> tuple[int, ...]:
+    reach = range(-_MARGIN, _MARGIN + 1)
+    return tuple(sorted({c + d for c in columns for d in reach if 0 <= c + d < k}))
+
+
+def same_weight(evidence: Evidence, basis: Basis) -> bool:
+    """Whether the basis belongs to the very weight (rounded to fp16) that the evidence was made of."""
+    return bool(evidence.fingerprint) and basis.fingerprint[:FINGERPRINT_DIGITS] == evidence.fingerprint
+
+
+def _evidence(layer: AdapterLayer) -> Evidence:
+    if layer.evidence is None:
+        raise SpectralError(f"layer {layer.name} has neither frames nor evidence; load it from a file or train it")
+    return layer.evidence
+
+
+def change_of(method: Method, layer: AdapterLayer, basis: Basis, params: Mapping[str, Tensor]) -> Change:
+    """The layer's change in the cheapest form the probe can use: thin factors, or the map itself on activations."""
+    pair = method.factors(basis, params)
+    if pair is not None:
+        return pair
+    weight = basis.weight
+    if weight is None:
+        return method.delta(basis, params)
+    return partial(_image, method, basis, params, _linear_map(weight, layer.shape))
+
+
+def _linear_map(weight: Tensor, shape: tuple[int, ...]) -> LinearMap:
+    module: nn.Linear | nn.Conv2d
+    if len(shape) == 2:
+        module = nn.Linear(shape[1], shape[0], bias=False, device="meta")
+    else:
+        module = nn.Conv2d(shape[1], shape[0], (shape[2], shape[3]), bias=False, device="meta")
+    module.weight = nn.Parameter(weight.reshape(shape), requires_grad=False)
+    return LinearMap(module)
+
+
+def _image(method: Method, basis: Basis, params: Mapping[str, Tensor], op: LinearMap, x: Tensor) -> Tensor:
+    """(W' - W) x (m, c) for x (n, c); a convolution sees every column as one patch."""
+    with torch.no_grad():
+        rows = x.to(op.weight).T.reshape(-1, *op.weight.shape[1:])
+        y = method.apply(op, basis, params, rows) - op.base(rows)
+    return y.reshape(x.shape[1], -1).T
+
+
+def on_device(basis: Basis, layer: AdapterLayer) -> dict[str, Tensor]:
+    return {name: p.detach().to(basis.s) for name, p in layer.params.items()}
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """How one layer fits one weight.
+
+    basis: what to apply with, or None where the report does not keep it. match: 1 is perfect; compact: 1 - the probe's
+    estimate of the relative error; portable: how well the frames still diagonalise this weight (information only).
+    error2, change2: the probe's squared error and squared size.
+    """
+
+    basis: Basis | None
+    match: float | None
+    note: str = ""
+    error2: float = 0.0
+    change2: float = 0.0
+    same: bool = False
+    from_cache: bool = False
+
+
+def resolve(layer: AdapterLayer, method: Method, weight: Tensor, cache: BasisCache | None = None) -> LayerMatch:
+    """Find the basis for this weight and judge it. Raises WrongBaseError for another shape."""
+    check_shape(layer, weight)
+    if layer.frames is not None:
+        return match_frames(layer.frames, weight)
+    return match_probe(layer, method, find_basis(layer, method, weight, cache))
+
+
+def match_frames(frames: Basis, weight: Tensor) -> LayerMatch:
+    """Portable: match = 1 - ||U^T W V - Sigma|| / ||Sigma||."""
+    w = flatten(weight).float()
+    u, s, v = (t.to(w) for t in (frames.u, frames.s, frames.v))
+    # Through the thinner product first: (W V) is m x r.
+    off = u.T @ (w @ v)
+    off.diagonal().sub_(s)
+    match = max(0.0, 1.0 - float(off.norm() / s.norm().clamp_min(1e-30)))
+    note = "" if match >= RELATED else "the model differs much from the one it was trained on"
+    return LayerMatch(frames, match, note)
+
+
+def match_probe(layer: AdapterLayer, method: Method, basis: Basis) -> LayerMatch:
+    """Compact: the probe of the change in this basis against the stored one."""
+    evidence = _evidence(layer)
+    change = change_of(method, layer, basis, on_device(basis, layer))
+    error2, change2 = probe_error(layer.name, basis.shape, evidence, change)
+    same = same_weight(evidence, basis)
+    floor = (_NOISE * float(evidence.sigma.norm())) ** 2 * evidence.probe.numel() if evidence.probe is not None else 0.0
+    error2 = 0.0 if error2 <= floor and change2 <= floor else error2
+    match = max(0.0, 1.0 - ratio(error2, change2))
+    note = "" if same else "another weight than it was trained on"
+    return LayerMatch(basis, match, note, error2, change2, same, basis.from_cache)
+
+
+def ratio(error2: float, change2: float) -> float:
+    """The relative error; 0 where nothing is wrong, infinite where a change came out of none."""
+    if error2 == 0:
+        return 0.0
+    return (error2 / change2) ** 0.5 if change2 > 0 else float("inf")
