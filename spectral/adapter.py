@@ -36,12 +36,20 @@ _CHUNK = 16  # layers decomposed at once; the full bases of a whole UNet would n
 
 @dataclass
 class Adapter:
-    """Layers of one method. metadata: strings for people and hosts; `spectral.*` and hashes are rewritten at saving."""
+    """Layers of one method.
+
+    metadata: strings for people and hosts; `spectral.*` and the hashes are rewritten at saving. profile: how it was
+    read or will be saved; the method's own where None.
+    """
 
     method: Method
     layers: dict[str, AdapterLayer]
     metadata: dict[str, str] = field(default_factory=dict)
-    profile: Profile = "portable"
+    profile: Profile | None = None
+
+    def __post_init__(self) -> None:
+        if self.profile is None:
+            self.profile = "portable" if self.method.portable else "compact"
 
     def delta(
         self,

@@ -166,18 +166,19 @@ def check_metadata(table: Mapping[str, object], path: Path) -> None:
     if len(table) > MAX_METADATA:
         raise refusal(path, "__metadata__", f"{len(table)} keys", f"at most {MAX_METADATA}", "Remove some of them")
     for key, value in table.items():
-        if not isinstance(key, str) or len(key) > MAX_KEY or not _printable(key):
+        if not isinstance(key, str) or len(key) > MAX_KEY or not printable(key):
             raise refusal(path, "a metadata key", shown(key), f"up to {MAX_KEY} printable characters", "Rename it")
         if not isinstance(value, str):
             raise refusal(path, f"metadata {key!r}", type(value).__name__, "a string", "Write it as text")
         limit = LONG_VALUES.get(key, MAX_VALUE)
         if len(value) > limit:
             raise refusal(path, f"metadata {key!r}", f"{len(value)} characters", f"at most {limit}", "Shorten it")
-        if not _printable(value):
+        if not printable(value):
             raise refusal(path, f"metadata {key!r}", "control characters", "plain text", "Remove them")
 
 
-def _printable(text: str) -> bool:
+def printable(text: str) -> bool:
+    """Whether text holds no control characters but tab and line ends, and no lone surrogates."""
     # Escape codes would reach a terminal through `info`; lone surrogates cannot be written back.
     return not any((c < " " and c not in "\n\r\t") or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in text)
 
@@ -204,7 +205,7 @@ def layout(header: Header, path: Path) -> dict[str, Entry]:
 
 def _entry(key: str, value: object, path: Path) -> Entry:
     what = f"tensor {shown(key)}"
-    if len(key) > MAX_KEY or not _printable(key):
+    if len(key) > MAX_KEY or not printable(key):
         raise refusal(path, "a tensor's name", shown(key), f"up to {MAX_KEY} printable characters", AGAIN)
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise refusal(path, what, shown(value), "dtype, shape and data_offsets", AGAIN)

@@ -79,7 +79,7 @@ def _family_metadata(family: Family | None, given: Mapping[str, str]) -> dict[st
 
 
 def kohya_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
-    """`sshs_model_hash` and `sshs_legacy_hash` as kohya's tools define them.
+    """`sshs_model_hash` and `sshs_legacy_hash` as kohya's tools define them, and ModelSpec's hash.
 
     The first is the SHA-256 of the data block; the second the first 8 digits of the SHA-256 of the 64 KiB at offset
     1 MiB of the file that would hold only the `ss_*` metadata. Without them hosts show different hashes for one file.
@@ -87,7 +87,9 @@ def kohya_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
     entries, data = data_block(tensors)
     head = header_bytes({k: v for k, v in metadata.items() if k.startswith("ss_")}, entries)
     window = (head + data)[0x100000:0x110000]
+    digest = hashlib.sha256(data).hexdigest()
     return {
-        "sshs_model_hash": hashlib.sha256(data).hexdigest(),
+        "modelspec.hash_sha256": f"0x{digest}",
+        "sshs_model_hash": digest,
         "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8],
     }

@@ -84,15 +84,17 @@ def find_basis(layer: AdapterLayer, method: Method, weight: Tensor | None, cache
 def aligned(
     layer: AdapterLayer, method: Method, basis: Basis, weight: Tensor, cache: BasisCache | None
 ) -> Basis:
-    """A fresh decomposition of exactly the layer's columns, brought to the signs and order it was trained with."""
+    """A fresh decomposition of exactly the layer's columns, brought to the signs and order it was trained with.
+
+    Methods that can be portable train on frames rounded to fp16, so theirs are rounded here too.
+    """
     if not method.sign_sensitive:
-        return basis
+        return basis.half_rounded() if method.portable else basis
     evidence = _evidence(layer)
     if not same_weight(evidence, basis) and layer.columns is not None:
         wider = _widened(layer.columns, basis.k)
         if wider != layer.columns:
             basis = decompose(weight, wider, cache=cache)
-    # Training used frames rounded to fp16, so the same rounding makes the same frames.
     return align(layer.name, evidence, basis, layer.indices).half_rounded()
 
 
