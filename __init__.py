@@ -1,7 +1,7 @@
 """Spectral adapters for Stable Diffusion. Importing this costs nothing: everything is loaded at first use.
 
-As a library: ``import spectral_adapters as sa``, then ``sa.decompose``, ``sa.method``, ``sa.inject``, ``sa.load``, ``sa.save``,
-``sa.to_lora``, ``sa.merge`` (see ``spectral/api.py``). In ComfyUI's ``custom_nodes`` this file is the door of the node pack.
+As a library: ``import spectral_adapters as sa``, then ``sa.decompose``, ``sa.method``, ``sa.inject``, ``sa.load``,
+``sa.save``, ``sa.to_lora``, ``sa.merge``. In ComfyUI's ``custom_nodes`` this file is the door of the node pack.
 """
 
 # pytest collects this file without a package name; there is nothing for it here.
@@ -11,13 +11,35 @@ if __package__:
     __version__ = "0.1.0"
     WEB_DIRECTORY = "./web"
 
+    # Public name -> module of spectral/ that defines it.
+    _HOMES = {
+        name: home
+        for home, names in {
+            "adapter": "Adapter AdapterLayer MatchReport check_layers",
+            "basis": "Basis canonical content_hash decompose decompose_all",
+            "cache": "BasisCache",
+            "columns": "Columns",
+            "convert": "Export Residual to_diff to_lora",
+            "errors": "AdapterFileError Cancelled SettingError SpectralError UnknownLayerError WrongBaseError",
+            "file": "load read_metadata save",
+            "layer": "InjectedAdapter inject",
+            "merge": "merge module_weights",
+            "methods": "METHODS Method method",
+            "stiefel": "StiefelAdam",
+        }.items()
+        for name in names.split()
+    }
+    __all__ = sorted(_HOMES)
+
     def __getattr__(name: str):
-        if name.startswith("_") or name in {"NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"}:
-            raise AttributeError(name)
-        api = _import_module(".spectral.api", __package__)
-        if name not in api.__all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(api.__all__)}")
-        return getattr(api, name)
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it offers {', '.join(__all__)}")
+        value = getattr(_import_module(f".spectral.{_HOMES[name]}", __package__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return [*globals(), *__all__]
 
     async def comfy_entrypoint():
         """ComfyUI's V3 entry point: the pack's nodes, imported only now."""

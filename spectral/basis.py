@@ -18,7 +18,7 @@ from torch import Tensor
 from .cache import BasisCache
 from .columns import Columns, ColumnsLike
 from .errors import Cancelled, SpectralError
-from .linalg import NULL, other_side, small_side, top_svd
+from .linalg import NULL, TAIL, other_side, small_side, top_svd
 
 Progress = Callable[[int, int, str], None]
 WeightSource = Tensor | Callable[[], Tensor]
@@ -102,13 +102,13 @@ class Basis:
     @property
     def u(self) -> Tensor:
         if self._u is None:
-            self._u = other_side(self._need_weight(), self.v, self.s)
+            self._u = other_side(self._need_weight(), self.v, self.s, self.sigma_max)
         return self._u
 
     @property
     def v(self) -> Tensor:
         if self._v is None:
-            self._v = other_side(self._need_weight(), self.u, self.s)
+            self._v = other_side(self._need_weight(), self.u, self.s, self.sigma_max)
         return self._v
 
     @property
@@ -144,6 +144,9 @@ class Basis:
             self._projected = projected
         return projected
 
+    def _complete(self) -> None:
+        self._u, self._v = self.u, self.v
+
     def _need_weight(self) -> Tensor:
         weight = self.weight
         if weight is None:
@@ -152,13 +155,18 @@ class Basis:
 
     def select(self, columns: Sequence[int]) -> Basis:
         """The basis restricted to `columns` (indices among all k), which must be present."""
+        if tuple(columns) == self.columns:
+            return self
         where = {c: i for i, c in enumerate(self.columns)}
         index = torch.tensor([where[c] for c in columns], device=self.s.device)
+        s = self.s.index_select(0, index)
+        if float(s.min()) <= TAIL * self.sigma_max:
+            self._complete()  # a column of the tail needs all those above it, which the selection may not have
         pick = {
             name: None if side is None else side.index_select(1, index)
             for name, side in (("u", self._u), ("v", self._v))
         }
-        return self._like(self.s.index_select(0, index), columns, **pick)
+        return self._like(s, columns, **pick)
 
     def to(self, device: torch.device | str) -> Basis:
         """The basis on another device."""
@@ -222,7 +230,7 @@ def _compute(w: Tensor, part: str) -> dict[str, Tensor]:
         return {"q": q, "s": s}
     r, wide = int(part[3:]), w.shape[0] <= w.shape[1]
     q, top = q[:, :r].contiguous(), s[:r].contiguous()
-    p = other_side(w, q, top)
+    p = other_side(w, q, top, float(s[0]))
     return {"u": q if wide else p, "s": top, "v": p if wide else q}
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Below this fraction of the largest singular value a direction carries no signal and its partner is not determined.
 NULL = 1e-5
-_TAIL = 1e-2  # from here down V is re-orthogonalised: dividing by a small sigma amplifies the fp32 rounding of U
+TAIL = 1e-2  # from here down V is re-orthogonalised: dividing by a small sigma amplifies the fp32 rounding of U
 _VOID = 1e-7  # below this the quotient W^T u / sigma is rounding noise
 
 
@@ -36,19 +36,19 @@ def small_side(w: Tensor) -> tuple[Tensor, Tensor]:
     return (q * fix_signs(q)).float(), s.float()
 
 
-def other_side(w: Tensor, q: Tensor, s: Tensor) -> Tensor:
+def other_side(w: Tensor, q: Tensor, s: Tensor, sigma_max: float) -> Tensor:
     """The large-side vectors (max(m, n), r) that belong to small-side vectors q (k, r) with sigma s (r,), fp32.
 
     w^T u / sigma where sigma is large enough; the tail is orthogonalised against the head, and directions without
-    signal are completed to an orthonormal set (seeded, so the same everywhere up to rounding).
+    signal are completed to an orthonormal set (seeded, so the same everywhere up to rounding). Where q reaches into
+    the tail (sigma <= 1e-2 sigma_max) it must hold every column above it, for the tail to be orthogonal to them.
     """
     a = (w if w.shape[0] <= w.shape[1] else w.T).double()
-    s = s.double()
-    top = s.max() if s.numel() else s.new_zeros(())
+    s, top = s.double(), sigma_max
     b = a.T @ q.double()
     void = s <= _VOID * top
     p = torch.where(void, torch.zeros_like(b), b / torch.where(void, torch.ones_like(s), s))
-    tail = s <= _TAIL * top
+    tail = s <= TAIL * top
     if bool(tail.any()):
         p[:, tail] = _complete(p[:, ~tail], torch.where(void[tail], _noise(b[:, tail]), p[:, tail]))
     return p.float()
@@ -132,7 +132,7 @@ def _triples(a: Tensor, u: Tensor, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
     y, s = y.flip(-1), lam.flip(-1).clamp_min(0).sqrt()
     u = u @ y
     signs = fix_signs(u)
-    u, p = u * signs, other_side(a.float(), u * signs, s)
+    u, p = u * signs, other_side(a.float(), u * signs, s, float(s[0]))
     u, s = u.float(), s.float()
     return (u, s, p) if wide else (p, s, u)
 

@@ -319,11 +319,12 @@ def renamer(prefix: str, family: Family | None = None) -> Callable[[str], str]:
     if prefix == UNET_PREFIX and family == "sdxl":
         return lambda path: from_diffusers("sdxl", path)
     if prefix.startswith("lora_te"):
-        return lambda path: _spell(prefix, _with_text_model(path))
+        return lambda path: _spell(prefix, with_text_model(path))
     return lambda path: _spell(prefix, path)
 
 
-def _with_text_model(path: str) -> str:
+def with_text_model(path: str) -> str:
+    """A CLIPTextModel path as files spell it: below `text_model`, whatever the installed transformers calls it."""
     inner = path.split(".", 1)[0] in ("embeddings", "encoder", "final_layer_norm")
     return f"text_model.{path}" if inner else path
 

@@ -2,7 +2,7 @@
 
 For X (d, d) orthogonal with gradient G: the Riemannian gradient in the canonical metric is X A, A = X^T G - G^T X,
 skew. Moments are kept of A, which lives in one vector space at every X, so nothing needs transporting:
-    Y <- b1 Y + (1 - b1) A,   P <- b2 P + (1 - b2) A^2,   H = Y^ / (sqrt(P^) + eps)  (skew again),   X <- X cayley(-lr H / 2).
+    Y <- b1 Y + (1 - b1) A,  P <- b2 P + (1 - b2) A^2,  H = Y^ / (sqrt(P^) + eps)  (skew),  X <- X cayley(-lr H / 2).
 Source: Kong, Wang and Tao, arXiv 2205.14173; the Cayley retraction replaces their Euler step with Newton iterations.
 """
 
@@ -37,12 +37,13 @@ class StiefelAdam(Optimizer):
         adaptive: bool = True,
     ):
         if lr < 0 or eps <= 0 or not all(0 <= b < 1 for b in betas):
-            raise SettingError(f"StiefelAdam: lr={lr}, eps={eps}, betas={betas}; expected lr >= 0, eps > 0, 0 <= beta < 1")
+            found = f"lr={lr}, eps={eps}, betas={betas}"
+            raise SettingError(f"StiefelAdam: found {found}; expected lr >= 0, eps > 0, 0 <= beta < 1")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "adaptive": adaptive})
         for group in self.param_groups:
             for p in group["params"]:
                 if p.ndim != 2 or p.shape[0] != p.shape[1]:
-                    raise SettingError(f"StiefelAdam steps square matrices; found a parameter of shape {tuple(p.shape)}")
+                    raise SettingError(f"StiefelAdam steps square matrices; found a parameter {tuple(p.shape)}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:

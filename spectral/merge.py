@@ -1,0 +1,65 @@
+"""Bake an adapter into the weights of a module."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Adapter, MatchReport, check_layers
+from .cache import BasisCache
+from .errors import WrongBaseError
+from .methods import Mode
+from .names import TEXT_PREFIXES, UNET_PREFIX, layer_names
+
+# Longest first: "lora_te_" is no prefix of "lora_te1_", but "" is a prefix of everything.
+PREFIXES = (UNET_PREFIX, *sorted({p for prefixes in TEXT_PREFIXES.values() for p in prefixes}), "")
+
+
+def module_weights(adapter: Adapter, module: nn.Module, prefix: str | None = None) -> dict[str, nn.Parameter]:
+    """{layer name: weight parameter} of the adapter's layers that `module` has.
+
+    prefix: which part of Stable Diffusion the module is ("lora_unet_", "lora_te_", ...), "" for any other module; None
+    tries all and takes the one under which most layers are found. Raises WrongBaseError where none is found.
+    """
+    best: dict[str, nn.Parameter] = {}
+    for candidate in PREFIXES if prefix is None else (prefix,):
+        names = layer_names(module, candidate)
+        found = {name: module.get_submodule(names[name]).weight for name in adapter.layers if name in names}
+        best = max(best, found, key=len)
+    if not best:
+        raise WrongBaseError(
+            f"none of the adapter's {len(adapter.layers)} layers (such as {next(iter(adapter.layers), '-')}) is in "
+            f"this {type(module).__name__}; give the model, and the part of it, that the adapter was trained on"
+        )
+    return best
+
+
+def merge(
+    adapter: Adapter,
+    module: nn.Module,
+    strength: float = 1.0,
+    *,
+    mode: Mode = "linear",
+    prefix: str | None = None,
+    on_mismatch: Literal["refuse", "force"] = "refuse",
+    cache: BasisCache | None = None,
+) -> MatchReport:
+    """Add strength times the adapter's change to the module's weights, in place; how well the base matched.
+
+    Every change is computed before the first weight is touched, so a refusal leaves the module as it was. Layers of the
+    adapter that this module does not have (a text encoder's, say) are left to another call and named in the report.
+    Raises WrongBaseError where the base does not match.
+    """
+    weights = module_weights(adapter, module, prefix)
+    report = check_layers(adapter, weights, on_mismatch=on_mismatch, cache=cache)
+    with torch.no_grad():
+        changes: dict[str, Tensor] = {
+            name: adapter.delta(name, weight.data, strength, mode, cache=cache) for name, weight in weights.items()
+        }
+        for name, change in changes.items():
+            weight = weights[name].data
+            # Sum in fp32: an fp16 weight plus a small fp16 change would lose the change's low bits twice.
+            weight.copy_(weight.float() + change.reshape(weight.shape).to(weight.device))
+    return report

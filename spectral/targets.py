@@ -1,0 +1,68 @@
+"""Which layers of a module an adapter is put on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+from torch import nn
+
+from .errors import SettingError
+from .ops import adaptable
+
+Preset = Literal["attention", "cross-attention", "attention+ff", "all"]
+Targets = Preset | str | Iterable[str] | Callable[[str, nn.Module], bool]
+
+# Names of attention and feed-forward modules in diffusers and transformers, as whole components of the path.
+_ATTENTION = r"(^|\.)(attn\d?|self_attn|cross_attn|encoder_attn|attention|crossattention)\."
+_CROSS = r"(^|\.)(attn2|cross_attn|encoder_attn|crossattention)\."
+_FEED_FORWARD = r"(^|\.)(ff|mlp|ffn|feed_forward)\."
+_PRESETS: dict[str, str] = {
+    "attention": _ATTENTION,
+    "cross-attention": _CROSS,
+    "attention+ff": f"{_ATTENTION}|{_FEED_FORWARD}",
+    "all": "",
+}
+
+
+def select(module: nn.Module, targets: Targets) -> list[str]:
+    """Dotted paths of the layers chosen by `targets`, in module order.
+
+    "attention", "cross-attention", "attention+ff": the Linear layers inside modules of these kinds. "all": every Linear
+    and ungrouped Conv2d. Any other string: a regular expression searched in the path. A list: exactly these paths.
+    A function (path, module) -> bool: where it is true. Raises SettingError where nothing, or a listed path, is found.
+    """
+    layers = {path: m for path, m in module.named_modules() if adaptable(m)}
+    if not isinstance(targets, str) and not callable(targets):
+        return _listed(layers, list(targets))
+    if callable(targets):
+        chosen = [path for path, m in layers.items() if targets(path, m)]
+    else:
+        pattern = _pattern(targets)
+        linear_only = targets in get_args(Preset) and targets != "all"
+        chosen = [p for p, m in layers.items() if pattern.search(p) and not (linear_only and isinstance(m, nn.Conv2d))]
+    if not chosen:
+        raise SettingError(
+            f"targets={targets!r} chose no layer of {type(module).__name__}, which has {len(layers)} Linear and Conv2d "
+            f"layers such as {', '.join(list(layers)[:3]) or '(none)'}; choose {', '.join(_PRESETS)} or a regular "
+            "expression that matches such paths"
+        )
+    return chosen
+
+
+def _pattern(targets: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_PRESETS.get(targets, targets))
+    except re.error as e:
+        raise SettingError(f"targets={targets!r} is none of {list(_PRESETS)} and no regular expression: {e}") from e
+
+
+def _listed(layers: dict[str, nn.Module], paths: list[str]) -> list[str]:
+    missing = [p for p in paths if p not in layers]
+    if missing or not paths:
+        raise SettingError(
+            f"targets lists {missing or 'nothing'}, not among the {len(layers)} Linear and ungrouped Conv2d layers; "
+            f"paths look like {', '.join(list(layers)[:3]) or '(none)'}"
+        )
+    return paths
