@@ -18,7 +18,7 @@ from .cache import BasisCache
 from .errors import SettingError
 from .methods import Method
 from .methods import method as make_method
-from .names import layer_names
+from .names import UNET_PREFIX, module_family, renamer
 from .ops import LinearMap
 from .targets import Targets, select
 
@@ -119,10 +119,7 @@ def inject(
     Raises SettingError for targets or columns that do not fit; the module is then unchanged.
     """
     method = make_method(method) if isinstance(method, str) else method
-    names = {path: name for name, path in layer_names(module, prefix).items()}
-    paths = select(module, targets)
-    _check_names(names, paths)
-    layers = {names[path]: module.get_submodule(path) for path in paths}
+    layers = _named_layers(module, prefix, select(module, targets))
     if busy := next((name for name, layer in layers.items() if "forward" in layer.__dict__), None):
         raise SettingError(f"the forward of layer {busy} is already replaced; remove the other adapter first")
     bases = decompose_all(
@@ -136,23 +133,20 @@ def inject(
     patches = []
     for name, layer in layers.items():
         basis = bases[name].half_rounded() if method.portable else bases[name]
-        params = {part: nn.Parameter(p) for part, p in _identity(method, layer.weight, basis).items()}
+        params = {part: nn.Parameter(p) for part, p in method.init(layer.weight, basis).items()}
         adapter.layers[name] = AdapterLayer(name, tuple(layer.weight.shape), params, basis.columns, basis)
         patches.append(_Patch(LinearMap(layer), basis, adapter.layers[name], adapter))
     adapter.attach(module, patches)
     return module, adapter
 
 
-def _identity(method: Method, weight: Tensor, basis: Basis) -> dict[str, Tensor]:
-    # Outside inference mode, so that the parameters can be trained even where the model was loaded inside it.
-    with torch.inference_mode(False), torch.no_grad():
-        return method.init(weight, basis)
-
-
-def _check_names(names: dict[str, str], paths: Sequence[str]) -> None:
+def _named_layers(module: nn.Module, prefix: str, paths: Sequence[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """{layer name in the file: layer}; refuses two paths that the file could not tell apart."""
+    rename = renamer(prefix, module_family(module) if prefix == UNET_PREFIX else None)
     taken: dict[str, str] = {}
     for path in paths:
-        if (other := taken.setdefault(names[path], path)) != path:
+        if (other := taken.setdefault(rename(path), path)) != path:
             raise SettingError(
-                f"the layers {other} and {path} would both be called {names[path]} in the file; inject them separately"
+                f"the layers {other} and {path} would both be called {rename(path)} in the file; inject them separately"
             )
+    return {name: module.get_submodule(path) for name, path in taken.items()}

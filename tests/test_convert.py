@@ -1,0 +1,108 @@
+import pytest
+import spectral_adapters as sa
+import torch
+from matrices import matrix, random_params
+from spectral_adapters.spectral.convert import refactor
+
+SHAPES = {"lora_unet_a": (24, 40), "lora_unet_b": (40, 24), "lora_unet_c": (20, 8, 3, 3), "lora_unet_d": (16, 24, 1, 1)}
+
+
+def adapter_of(name, **settings):
+    """An adapter of random parameters on four layers, and the weights it was made on."""
+    method, layers, weights = sa.method(name, **settings), {}, {}
+    for i, (layer, shape) in enumerate(SHAPES.items()):
+        weight = matrix(shape[0], torch.Size(shape[1:]).numel(), seed=i).reshape(shape)
+        basis = sa.decompose(weight, method.columns)
+        params = random_params(method, weight, basis)
+        layers[layer] = sa.AdapterLayer(layer, shape, params, None if basis.full else basis.columns, basis)
+        weights[layer] = weight
+    return sa.Adapter(method, layers), weights
+
+
+def lora_delta(export, layer):
+    """What every host computes from a LoRA: alpha / rank * up @ down, convolutions flattened."""
+    up, down = export[f"{layer}.lora_up.weight"].double(), export[f"{layer}.lora_down.weight"].double()
+    scale = float(export[f"{layer}.alpha"]) / up.shape[1]
+    return scale * up.flatten(1) @ down.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rank"), [("additive", {"rank": 4}, 8), ("rotation", {"rank": 5}, 5), ("svdiff", {"rank": 6}, 6)]
+)
+@pytest.mark.parametrize("strength", [1.0, -0.6])
+def test_low_rank_methods_export_exactly(name, settings, rank, strength):
+    adapter, weights = adapter_of(name, **settings)
+    export = sa.to_lora(adapter, strength=strength, dtype=torch.float64)
+    assert set(export.residual.ranks.values()) == {rank} and export.residual.total < 1e-6
+    for layer, weight in weights.items():
+        expected = adapter.delta(layer, weight, strength).flatten(1).double()
+        torch.testing.assert_close(lora_delta(export, layer), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rounding_to_fp16_is_reported():
+    adapter, _ = adapter_of("additive", rank=4)
+    export = sa.to_lora(adapter)
+    assert all(t.dtype == torch.float16 for t in export.values())
+    assert 1e-5 < export.residual.total < 2e-3
+    assert "4 layers" in str(export.residual)
+
+
+@pytest.mark.parametrize("name", ["svdiff", "soda"])
+def test_full_rank_methods_need_a_rank_and_state_what_is_lost(name):
+    adapter, weights = adapter_of(name)
+    with pytest.raises(sa.SettingError, match="rank"):
+        sa.to_lora(adapter, weights)
+    with pytest.raises(sa.SettingError, match="base"):
+        sa.to_lora(sa.Adapter(adapter.method, adapter.layers), rank=4)
+    export = sa.to_lora(adapter, weights, rank=4, dtype=torch.float64)
+    errors = energy = 0.0
+    for layer, weight in weights.items():
+        change = adapter.delta(layer, weight).flatten(1).double()
+        s = torch.linalg.svdvals(change)
+        error = float((lora_delta(export, layer) - change).norm())
+        assert error == pytest.approx(float(s[4:].norm()), rel=1e-4)  # the best there is: Eckart and Young
+        assert export.residual.per_layer[layer] == pytest.approx(error / float(s.norm()), rel=1e-4)
+        errors, energy = errors + error**2, energy + float(s.square().sum())
+    assert export.residual.total == pytest.approx((errors / energy) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["svdiff", "additive", "rotation", "soda"])
+def test_difference_files_hold_the_whole_change(name):
+    adapter, weights = adapter_of(name)
+    export = sa.to_diff(adapter, weights, dtype=torch.float32)
+    assert export.residual.total < 1e-6
+    for layer, weight in weights.items():
+        torch.testing.assert_close(export[f"{layer}.diff"], adapter.delta(layer, weight))
+
+
+def test_truncating_a_low_rank_export_is_the_best_of_that_rank():
+    adapter, weights = adapter_of("additive", rank=4)
+    export = sa.to_lora(adapter, rank=3, dtype=torch.float64)
+    for layer, weight in weights.items():
+        s = torch.linalg.svdvals(adapter.delta(layer, weight).flatten(1).double())
+        assert export.residual.per_layer[layer] == pytest.approx(float(s[3:].norm() / s.norm()), rel=1e-3)
+
+
+def test_an_untrained_adapter_exports_a_lora_that_does_nothing():
+    adapter, _ = adapter_of("additive", rank=4)
+    for layer in adapter.layers.values():
+        layer.params = {name: torch.zeros_like(p) for name, p in layer.params.items()}
+    export = sa.to_lora(adapter)
+    assert export.residual.total == 0
+    assert not any(lora_delta(export, layer).any() for layer in SHAPES)
+
+
+def test_refactoring_balances_and_drops_idle_rank():
+    up, down = 1e4 * torch.randn(30, 4, dtype=torch.float64), 1e-4 * torch.randn(4, 20, dtype=torch.float64)
+    up, down = torch.cat([up, up], 1), torch.cat([down, down], 0)
+    new_up, new_down = refactor(up, down)
+    assert new_up.shape == (30, 4)
+    torch.testing.assert_close(new_up @ new_down, up @ down)
+    torch.testing.assert_close(new_up.norm(dim=0), new_down.norm(dim=1))
+
+
+def test_a_base_that_lacks_a_layer_is_named():
+    adapter, weights = adapter_of("soda")
+    del weights["lora_unet_b"]
+    with pytest.raises(sa.SpectralError, match="lora_unet_b"):
+        sa.to_diff(adapter, weights)
