@@ -27,6 +27,7 @@ from .matching import (
     resolve,
 )
 from .methods.base import Method, Mode
+from .threads import single_threaded
 
 Profile = Literal["portable", "compact"]
 OnMismatch = Literal["refuse", "force"]
@@ -212,13 +213,18 @@ def _matches(
             except WrongBaseError as e:
                 yield name, str(e)
         bases = _decomposed(adapter, fetched, cache, cancelled)
-        for name, weight in fetched.items():
-            layer = adapter.layers[name]
-            if layer.frames is not None:
-                yield name, match_frames(layer.frames, weight)
-            else:
-                basis = aligned(layer, adapter.method, bases.pop(name), weight, cache)
-                yield name, match_probe(layer, adapter.method, basis)
+        with single_threaded():
+            matched = {name: _match(adapter, name, weight, bases, cache) for name, weight in fetched.items()}
+        yield from matched.items()
+
+
+def _match(
+    adapter: Adapter, name: str, weight: Tensor, bases: dict[str, Basis], cache: BasisCache | None
+) -> LayerMatch:
+    layer = adapter.layers[name]
+    if layer.frames is not None:
+        return match_frames(layer.frames, weight)
+    return match_probe(layer, adapter.method, aligned(layer, adapter.method, bases.pop(name), weight, cache))
 
 
 def _decomposed(

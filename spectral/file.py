@@ -40,6 +40,7 @@ from .hostmeta import Facts, host_metadata, kohya_hashes
 from .matching import change_of, on_device
 from .methods import Method
 from .names import guess_family
+from .threads import single_threaded
 
 SUFFIX = ".safetensors"
 # Rotations must stay rotations, and they are few: their parameters are kept in fp32 whatever the file's dtype.
@@ -61,8 +62,9 @@ def load(path: str | os.PathLike[str]) -> Adapter:
     stored = header.metadata.get("sshs_model_hash", digest)
     if stored != digest:
         raise refusal(path, "the SHA-256 of its data", digest[:16], shown(stored[:16]), f"It is damaged. {AGAIN}")
-    check_values(path, plan, tensors)
-    layers = {name: _layer(name, plan, tensors) for name in plan.layers}
+    with single_threaded():
+        check_values(path, plan, tensors)
+        layers = {name: _layer(name, plan, tensors) for name in plan.layers}
     return Adapter(plan.method, layers, dict(header.metadata), plan.profile)
 
 
@@ -110,17 +112,13 @@ def save(
     base_name, base_hash = base_name or adapter.base_name, base_hash or own.get("spectral.base_hash", "")
     words = tuple(trigger_words) or tuple(adapter.trigger_words)
 
-    tensors: dict[str, Tensor] = {}
-    facts: dict[str, dict[str, object]] = {}
-    for name, layer in adapter.layers.items():
-        parts, facts[name] = _pack(path, adapter.method, layer, profile, DTYPES[code])
-        tensors |= {f"{name}.{part}": t for part, t in parts.items()}
-    table = _own_metadata(adapter.method, profile, code, facts, base_name, base_hash, words)
-    table |= host_metadata(_facts(path, adapter, base_name, base_hash, words), given)
-    table |= kohya_hashes(tensors, table)
-    check_metadata(table, path)
-    plan = validate(path, table, {key: tuple(t.shape) for key, t in tensors.items()})
-    check_values(path, plan, tensors)
+    with single_threaded():
+        tensors, facts = _pack_all(path, adapter, profile, DTYPES[code])
+        table = _own_metadata(adapter.method, profile, code, facts, base_name, base_hash, words)
+        table |= host_metadata(_facts(path, adapter, base_name, base_hash, words), given)
+        table |= kohya_hashes(tensors, table)
+        check_metadata(table, path)
+        check_values(path, validate(path, table, {key: tuple(t.shape) for key, t in tensors.items()}), tensors)
     entries, data = data_block(tensors)
     write(path, [header_bytes(table, entries), data], overwrite=overwrite)
     return path
@@ -186,6 +184,17 @@ def _check_adapter(path: Path, adapter: Adapter, profile: Profile) -> None:
     if profile == "portable" and not adapter.method.portable:
         found, advice = f"portable for {adapter.method.name}", "Save it as compact"
         raise refusal(path, "profile", found, "compact: this change needs its base's whole weight", advice)
+
+
+def _pack_all(
+    path: Path, adapter: Adapter, profile: Profile, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, dict[str, object]]]:
+    tensors: dict[str, Tensor] = {}
+    facts: dict[str, dict[str, object]] = {}
+    for name, layer in adapter.layers.items():
+        parts, facts[name] = _pack(path, adapter.method, layer, profile, dtype)
+        tensors |= {f"{name}.{part}": t for part, t in parts.items()}
+    return tensors, facts
 
 
 def _pack(
