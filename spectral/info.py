@@ -1,0 +1,86 @@
+"""What an adapter file says of itself, as plain facts and as text for people."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .file import load
+from .names import guess_family
+
+FAMILY_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
+
+
+@dataclass(frozen=True)
+class Info:
+    """Facts of one adapter file. layers and parameters are counts; fingerprints is how many layers name their base."""
+
+    file: str
+    file_bytes: int
+    title: str
+    method: str
+    columns: str
+    settings: dict[str, str | int | float | bool]
+    profile: str
+    family: str | None
+    layers: int
+    parameters: int
+    base_name: str
+    base_hash: str
+    trigger_words: list[str]
+    fingerprints: int
+    probes: int
+    metadata: dict[str, str]
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A few lines for a terminal."""
+        base = self.base_name or "not recorded"
+        if self.base_hash:
+            base += f" (SHA-256 {self.base_hash[:12]}…)"
+        rows = {
+            "method": f"{self.method}, columns {self.columns}",
+            "title": self.title,
+            "made for": FAMILY_NAMES.get(self.family or "", "another model"),
+            "layers": f"{self.layers:,}",
+            "parameters": f"{self.parameters:,}",
+            "file": f"{self.file_bytes:,} bytes, {self.profile}",
+            "base": base,
+            "trigger words": ", ".join(self.trigger_words) or "none recorded",
+            "matching": _matching(self),
+        }
+        return "\n".join(f"{name:<14} {value}" for name, value in rows.items() if value)
+
+
+def read_info(path: str | os.PathLike[str]) -> Info:
+    """The facts of an adapter file, which is read and validated as a whole. Raises AdapterFileError."""
+    path = Path(path)
+    adapter = load(path)
+    evidence = [layer.evidence for layer in adapter.layers.values() if layer.evidence is not None]
+    return Info(
+        file=path.name,
+        file_bytes=path.stat().st_size,
+        title=adapter.title,
+        method=adapter.method.name,
+        columns=adapter.method.columns.text,
+        settings=adapter.method.settings,
+        profile=adapter.profile,
+        family=guess_family({name: layer.shape for name, layer in adapter.layers.items()}),
+        layers=len(adapter.layers),
+        parameters=sum(p.numel() for layer in adapter.layers.values() for p in layer.params.values()),
+        base_name=adapter.base_name,
+        base_hash=adapter.metadata.get("spectral.base_hash", ""),
+        trigger_words=adapter.trigger_words,
+        fingerprints=sum(bool(found.fingerprint) for found in evidence),
+        probes=sum(found.probe is not None for found in evidence),
+        metadata={key: value for key, value in adapter.metadata.items() if not key.startswith("spectral.layers")},
+    )
+
+
+def _matching(info: Info) -> str:
+    if info.profile == "portable":
+        return "carries its own directions; applies to any related base as trained"
+    return f"needs the base it was trained on; {info.probes} layers carry a probe that tells how well a base fits"
