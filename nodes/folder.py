@@ -1,0 +1,38 @@
+"""The model folder that adapters are picked from."""
+
+from __future__ import annotations
+
+import os
+
+import folder_paths
+
+FOLDER = "spectral_adapters"
+EXTENSIONS = {".safetensors"}
+
+
+def register() -> None:
+    """Adds models/spectral_adapters and output/spectral_adapters behind what extra_model_paths.yaml has named."""
+    models = os.path.join(folder_paths.models_dir, FOLDER)
+    os.makedirs(models, exist_ok=True)
+    folder_paths.add_model_folder_path(FOLDER, models)
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.get_output_directory(), FOLDER))
+    # ComfyUI starts a new folder with an empty extension set, which lists every file.
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, EXTENSIONS)
+
+
+def names() -> list[str]:
+    """The adapters to choose from, as shown in the combo."""
+    return folder_paths.get_filename_list(FOLDER)
+
+
+def path_of(name: str) -> str:
+    """The file behind a name of the combo. Raises FileNotFoundError with what to do."""
+    path = folder_paths.get_full_path(FOLDER, name)
+    if path is None:
+        folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
+        raise FileNotFoundError(
+            f"The adapter {name!r} was not found; expected it in {folders}. "
+            "Put the file there, press R to refresh the list, and choose it again."
+        )
+    return path

@@ -1,0 +1,395 @@
+"""Checks that run inside ComfyUI's interpreter and drive its ModelPatcher directly, on the CPU.
+
+    python checks_inside.py COMFYUI PACK LIBRARY RESULT.json
+
+Every function named check_* runs once; RESULT.json says "ok" or what went wrong for each. `test_patcher.py` reads it.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT, PACK, LIBRARY, RESULT = (Path(p) for p in sys.argv[1:5])
+# The pack must not be found as top-level modules, and ComfyUI must: just as inside the running program.
+sys.path[:] = [str(ROOT), str(HERE), *(p for p in sys.path if Path(p or ".").resolve() not in (HERE, PACK))]
+sys.argv = ["main.py", "--cpu"]
+os.environ["SPECTRAL_ADAPTERS_CACHE"] = tempfile.mkdtemp(prefix="basis_cache")
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.hooks  # noqa: E402
+import comfy.lora  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.utils  # noqa: E402
+import small_checkpoint  # noqa: E402
+import torch  # noqa: E402
+from comfy.model_patcher import ModelPatcher  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+spec = importlib.util.spec_from_file_location(
+    "spectral_adapters", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+)
+sys.modules["spectral_adapters"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["spectral_adapters"])
+
+from spectral_adapters.nodes.apply import Strength, apply  # noqa: E402
+from spectral_adapters.nodes.patch import dense_patch, thin_patch  # noqa: E402
+from spectral_adapters.nodes.weights import original_weight  # noqa: E402
+from spectral_adapters.spectral.errors import SpectralError, WrongBaseError  # noqa: E402
+
+CPU = torch.device("cpu")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+# What storing the changed weight costs, relative to the largest weight; fp8 has three bits of mantissa.
+ROUNDING = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 8e-3, "fp8": 0.13, "scaled fp8": 0.13}
+KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+CONV = "diffusion_model.middle_block.0.in_layers.2.weight"
+
+
+class CheckError(Exception):
+    """A check did not hold."""
+
+
+def expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise CheckError(message)
+
+
+def unet(kind: str = "fp16") -> ModelPatcher:
+    """The small UNet as ComfyUI loads it, in one of the storage types of ROUNDING."""
+    if kind == "scaled fp8":
+        return comfy.sd.load_diffusion_model_state_dict(small_checkpoint.scaled_fp8(small_checkpoint.unet_state()))
+    state = small_checkpoint.unet_state()
+    return comfy.sd.load_diffusion_model_state_dict(state, model_options={"dtype": DTYPES[kind]})
+
+
+def adapted(patcher: ModelPatcher, name: str = "additive", strength: float = 1.0, mode: str = "linear") -> ModelPatcher:
+    path = str(LIBRARY / "adapters" / f"{name}.safetensors")
+    return apply(path, patcher, None, Strength(strength, strength, mode), "refuse").model
+
+
+def loaded(patcher: ModelPatcher, memory: float = 1e12) -> ModelPatcher:
+    """Put on the (CPU) device in place of any other clone; what exceeds `memory` bytes is patched at every forward."""
+    patcher.partially_load(CPU, memory)
+    return patcher
+
+
+def output(patcher: ModelPatcher) -> Tensor:
+    random = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 4, 16, 16, generator=random)
+    context = torch.randn(1, 77, 768, generator=random)
+    return patcher.model.apply_model(x, torch.tensor([1.0]), c_crossattn=context).float()
+
+
+def stored(patcher: ModelPatcher) -> dict[str, bytes]:
+    """The bytes of every stored weight."""
+    return {k: _bytes(v) for k, v in patcher.model.diffusion_model.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _bytes(t: Tensor) -> bytes:
+    return t.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b||"""
+    return float((a - b).norm() / b.norm())
+
+
+def current(patcher: ModelPatcher, key: str) -> Tensor:
+    """The weight that is in the module now, dequantised."""
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+    weight = comfy.model_management.cast_to_device(weight, CPU, torch.float32, copy=True)
+    return weight if convert is None else convert(weight, inplace=True)
+
+
+def _storage(kind: str) -> None:
+    base = unet(kind)
+    before, original = stored(base), original_weight(base, KEY)
+    model = adapted(base)
+    patch = model.patches[KEY][0][1]
+    wanted = original + patch.change(CPU, 1.0)
+    effect = float((wanted - original).abs().max())
+    loaded(model)
+    error = float((current(model, KEY) - wanted).abs().max())
+    limit = ROUNDING[kind] * float(wanted.abs().max())
+    expect(error <= limit < 10 * effect, f"{kind}: weight off by {error:.2e}, allowed {limit:.2e}, effect {effect:.2e}")
+    expect(relative(original_weight(model, KEY), original) == 0, f"{kind}: the original is misread while patched")
+    model.unpatch_model(CPU)
+    expect(stored(base) == before, f"{kind}: unloading did not give the stored weights back bit for bit")
+
+
+def check_storage_fp32() -> None:
+    _storage("fp32")
+
+
+def check_storage_fp16() -> None:
+    _storage("fp16")
+
+
+def check_storage_bf16() -> None:
+    _storage("bf16")
+
+
+def check_storage_fp8() -> None:
+    _storage("fp8")
+
+
+def check_storage_scaled_fp8() -> None:
+    _storage("scaled fp8")
+
+
+def check_half_loaded_and_lowvram_give_the_full_load() -> None:
+    for kind, tolerance in (("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 1e-2), ("fp8", 0.1), ("scaled fp8", 0.1)):
+        base = unet(kind)
+        plain = output(loaded(base.clone()))
+        model = adapted(base)
+        full = output(loaded(model))
+        model.unpatch_model(CPU)
+        size = model.model_size()
+        for share in (1, size // 2):
+            model = adapted(base)
+            part = output(loaded(model, share))
+            streamed = model.lowvram_patch_counter() if callable(model.lowvram_patch_counter) else 1
+            expect(streamed > 0, f"{kind}: nothing was streamed with {share} bytes, so this shows nothing")
+            error = relative(part, full)
+            expect(error < tolerance, f"{kind}: {share} of {size} bytes loaded: output off by {error:.1e}")
+            model.unpatch_model(CPU)
+        expect(relative(full, plain) > 5 * 2e-3, f"{kind}: the adapter has no visible effect")
+
+
+def check_strength_is_linear_and_zero_is_the_input() -> None:
+    base = unet("fp32")
+    expect(adapted(base, strength=0.0) is base, "strength 0 must return the model it was given")
+    original = original_weight(base, KEY)
+    changes = {}
+    for strength in (-1.0, 0.5, 1.0):
+        model = loaded(adapted(base, strength=strength))
+        changes[strength] = current(model, KEY) - original
+        model.unpatch_model(CPU)
+    for strength in (-1.0, 0.5):
+        error = relative(changes[strength], strength * changes[1.0])
+        expect(error < 1e-5, f"strength {strength} is off by {error:.1e} from linear")
+
+
+def check_spectral_mode_agrees_at_one() -> None:
+    base = unet("fp32")
+    for name in ("additive", "rotation", "svdiff", "soda"):
+        patches = {}
+        for mode, strength in (("linear", 1.0), ("spectral", 1.0), ("spectral", 0.5)):
+            entry = adapted(base, name, strength, mode).patches[KEY][0]
+            patches[mode, strength] = entry[1].change(CPU, entry[0])
+        one, half = patches["linear", 1.0], patches["spectral", 0.5]
+        error = relative(patches["spectral", 1.0], one)
+        expect(error < 2e-3, f"{name}: the modes differ by {error:.1e} at strength 1")
+        share = float(half.norm() / one.norm())
+        expect(0.3 < share < 0.7, f"{name}: half the spectral strength gives {share:.2f} of the change")
+
+
+def check_dynamic_loading_may_rebuild_the_patch() -> str | None:
+    """0.33 rebuilds a patch from its class, loaded_keys and staged weights; here the staging itself is driven."""
+    lowvram = comfy.model_patcher.LowVramPatch
+    if not hasattr(lowvram, "prepare"):
+        return "this ComfyUI has no staging of patches"
+    base = unet("fp32")
+    for name in ("additive", "svdiff"):
+        model = adapted(base, name)
+        for key in (KEY, CONV):
+            staged = lowvram(key, model.patches)
+            weight = original_weight(base, key)
+            wanted = staged(weight.clone())
+            room = torch.zeros(staged.memory_required(), dtype=torch.uint8)
+            staged.prepare(room, None, copy=True, commit=True)
+            expect(staged.prepared_patches[0][1] is not model.patches[key][0][1], "the patch was not rebuilt")
+            expect(bool((staged(weight.clone()) == wanted).all()), f"{name} {key}: the staged patch differs")
+            expect(relative(wanted, weight) > 1e-3, f"{name} {key}: the patch has no effect")
+    return None
+
+
+def check_hooks_equal_the_patch_and_revert() -> None:
+    base = unet("fp32")
+    before = stored(base)
+    model = adapted(base)
+    wanted = output(loaded(model))
+    patches = {key: entries[0][1] for key, entries in model.patches.items()}
+    model.unpatch_model(CPU)
+    hook = comfy.hooks.WeightHook(strength_model=1.0)
+    hook.weights, hook.need_weight_init = patches, False
+    group = comfy.hooks.HookGroup()
+    group.add(hook)
+    hooked = loaded(base.clone())
+    target = comfy.hooks.create_target_dict(comfy.hooks.EnumWeightTarget.Model)
+    hooked.register_all_hook_patches(group, target)
+    hooked.patch_hooks(group)
+    expect(relative(output(hooked), wanted) < 1e-6, "a weight hook and the patch give different outputs")
+    original = original_weight(base, KEY)
+    error = relative(original_weight(hooked, KEY), original_weight(unet("fp32"), KEY))
+    expect(error == 0, f"while hooked, the original is misread by {error:.1e}")
+    hooked.patch_hooks(None)
+    hooked.unpatch_model(CPU)
+    expect(stored(base) == before, "removing the hook did not give the weights back bit for bit")
+    expect(original.shape == original_weight(base, KEY).shape, "the original changed its shape")
+
+
+def check_merging_halves_the_change() -> None:
+    """What ModelMergeSimple does: the adapted model's patches with ratio, into the base."""
+    base = unet("fp32")
+    original = original_weight(base, KEY)
+    whole = loaded(adapted(base))
+    change = current(whole, KEY) - original
+    whole.unpatch_model(CPU)
+    merged = base.clone()
+    merged.add_patches(adapted(base).get_key_patches("diffusion_model."), 0.5, 0.5)
+    loaded(merged)
+    error = relative(current(merged, KEY) - original, 0.5 * change)
+    merged.unpatch_model(CPU)
+    expect(error < 1e-4, f"a half-half merge is off by {error:.1e} from half the change")
+
+
+def check_the_order_with_a_lora_does_not_matter() -> None:
+    base = unet("fp32")
+    lora = comfy.utils.load_torch_file(str(LIBRARY / "adapters" / "rotation-lora.safetensors"))
+    keys = comfy.lora.model_lora_keys_unet(base.model, {})
+    patches = comfy.lora.load_lora(lora, keys, log_missing=False)
+    before, after = base.clone(), adapted(base)
+    before.add_patches(patches, 0.7)
+    # The LoRA is loaded while the adapter is prepared: its weights must not be taken for the originals.
+    output(loaded(before))
+    before = adapted(before)
+    after.add_patches(patches, 0.7)
+    a = output(loaded(before))
+    before.unpatch_model(CPU)
+    b = output(loaded(after))
+    after.unpatch_model(CPU)
+    expect(relative(a, b) < 1e-5, f"LoRA before and after differ by {relative(a, b):.1e}")
+
+
+def check_core_lora_with_our_export_gives_our_weights() -> None:
+    base = unet("fp32")
+    for name in ("additive", "rotation"):
+        lora = comfy.utils.load_torch_file(str(LIBRARY / "adapters" / f"{name}-lora.safetensors"))
+        exported = base.clone()
+        exported.add_patches(comfy.lora.load_lora(lora, comfy.lora.model_lora_keys_unet(base.model, {})))
+        for key in (KEY, CONV):
+            original = original_weight(base, key)
+            ours = comfy.lora.calculate_weight(adapted(base, name).patches[key], original.clone(), key) - original
+            core = comfy.lora.calculate_weight(exported.patches[key], original.clone(), key) - original
+            expect(relative(core, ours) < 2e-3, f"{name} {key}: the export differs by {relative(core, ours):.1e}")
+
+
+def check_offset_and_function_are_honoured() -> None:
+    """Merging nodes patch a slice of a weight, and some pass the change through a function."""
+    up, down = torch.randn(4, 2), torch.randn(2, 6)
+    for patch in (thin_patch(KEY, up, down), dense_patch(KEY, up @ down)):
+        weight = torch.zeros(8, 6)
+        entry = (0.5, patch, 1.0, (0, 4, 4), lambda change: 2 * change)
+        comfy.lora.calculate_weight([entry], weight, KEY)
+        expect(relative(weight[4:], up @ down) < 1e-3, "the slice did not receive function(strength * change)")
+        expect(bool((weight[:4] == 0).all()), "the change left its slice")
+        try:
+            comfy.lora.calculate_weight([(1.0, patch, 1.0, None, None)], weight, KEY)
+        except ValueError as refused:
+            expect(KEY in str(refused), "the refusal does not name the weight")
+        else:
+            expect(False, "a change of another shape was accepted")
+
+
+def check_small_changes_survive_their_storage() -> None:
+    up, down = 1e-4 * torch.randn(64, 3), 1e-4 * torch.randn(3, 64)
+    for patch, limit in ((thin_patch(KEY, up, down), 1e-6), (dense_patch(KEY, up @ down), 1e-3)):
+        error = relative(patch.change(CPU, 1.0), up @ down)
+        expect(error < limit, f"{type(patch).__name__}: a change of size 1e-8 is off by {error:.1e}")
+
+
+def check_bypass_equals_the_patch() -> str | None:
+    if importlib.util.find_spec("comfy.weight_adapter.bypass") is None:
+        return "this ComfyUI has no bypass mode"
+    from comfy.weight_adapter.bypass import BypassForwardHook
+
+    base = unet("fp32")
+    inputs = {KEY: torch.randn(2, 77, 320), CONV: torch.randn(2, 320, 8, 8)}
+    for name in ("additive", "svdiff"):
+        for key, x in inputs.items():
+            model = adapted(base, name)
+            module = comfy.utils.get_attr(base.model, key.removesuffix(".weight"))
+            loaded(model)
+            wanted = module(x)
+            model.unpatch_model(CPU)
+            plain = module(x)
+            hook = BypassForwardHook(module, model.patches[key][0][1], multiplier=1.0)
+            hook.inject()
+            seen = module(x)
+            hook.eject()
+            error = relative(seen - plain, wanted - plain)
+            expect(error < 2e-3, f"{name} {key}: bypass differs from the patch by {error:.1e}")
+    return None
+
+
+def check_cancel_is_honoured_and_nothing_is_patched() -> None:
+    base = unet("fp32")
+    comfy.model_management.interrupt_current_processing(True)
+    try:
+        adapted(base, "rotation-compact")
+    except comfy.model_management.InterruptProcessingException:
+        pass
+    else:
+        expect(False, "the interrupt was ignored")
+    comfy.model_management.interrupt_current_processing(False)
+    expect(not base.patches, "a cancelled node left patches behind")
+
+
+def check_another_fine_tune_is_refused_for_compact_svdiff() -> None:
+    base = comfy.sd.load_checkpoint_guess_config(str(LIBRARY / "changed.safetensors"), output_clip=False)[0]
+    try:
+        adapted(base, "svdiff")
+    except WrongBaseError as refused:
+        expect("small" in str(refused), f"the refusal does not name the base: {refused}")
+    else:
+        expect(False, "a compact svdiff file was applied to a changed base")
+    expect(not base.patches, "a refused adapter left patches behind")
+    expect(bool(adapted(base, "rotation").patches), "a portable file must apply to a related base")
+
+
+def check_broken_files_are_refused() -> None:
+    base = unet("fp32")
+    for name, word in (("cut-off", "cut"), ("rotation-lora", "LoRA")):
+        try:
+            adapted(base, name)
+        except SpectralError as refused:
+            expect(word in str(refused), f"{name}: the refusal does not speak of {word!r}: {refused}")
+        else:
+            expect(False, f"{name} was accepted")
+
+
+def check_patches_stay_on_the_cpu_and_small() -> None:
+    base = unet("fp32")
+    for name, most in (("additive", 6), ("rotation", 6), ("svdiff", 40)):
+        patches = [p for entries in adapted(base, name).patches.values() for _, p, *_ in entries]
+        tensors = [t for p in patches for t in p.weights if isinstance(t, Tensor)]
+        expect(all(t.device == CPU for t in tensors), f"{name}: a patch is not on the CPU")
+        size = sum(t.numel() * t.element_size() for t in tensors) / 1e6
+        expect(math.isfinite(size) and size < most, f"{name}: the patches take {size:.1f} MB")
+
+
+def main() -> None:
+    results = {}
+    for name, check in [item for item in globals().items() if item[0].startswith("check_")]:
+        try:
+            with torch.inference_mode():  # as nodes run
+                reason = check()
+            results[name] = f"skip: {reason}" if reason else "ok"
+        except Exception:  # noqa: BLE001 - one failing check must not hide the others; the text goes to the test
+            results[name] = traceback.format_exc()
+    RESULT.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
