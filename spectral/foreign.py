@@ -28,6 +28,7 @@ _TEXT: tuple[tuple[bytes, str], ...] = (
 
 # The first row whose marks all match a file's tensor names decides; a mark is looked for inside the name.
 _BY_NAME: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (("model.diffusion_model.",), "a full checkpoint", "Load it as the base model"),
     ((".dora_scale",), "a DoRA file", "Load it with the LoRA loader"),
     ((".hada_w1_a",), "a LoHa file", "Load it with the LoRA loader"),
     ((".hada_w1_b",), "a LoHa file", "Load it with the LoRA loader"),
@@ -47,7 +48,6 @@ _BY_NAME: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("clip_l",), "a text encoder or an embedding", "Choose an adapter file"),
     (("control_model.",), "a ControlNet", "Load it with the ControlNet loader"),
     (("controlnet_cond_embedding",), "a ControlNet", "Load it with the ControlNet loader"),
-    (("model.diffusion_model.",), "a full checkpoint", "Load it as the base model"),
     (("first_stage_model.",), "a VAE or a checkpoint", "Load it with the VAE loader"),
     (("down_blocks.", "conv_in.weight"), "a UNet or VAE of diffusers", "Load it as the base model"),
     (("text_model.embeddings.",), "a text encoder", "Load it with the CLIP loader"),
@@ -60,15 +60,13 @@ def kind_of_bytes(head: bytes) -> str | None:
     """What a file is by its first bytes (64 are enough), or None where it may be safetensors."""
     if not head:
         return "an empty file"
-    for magic, kind in _MAGIC:
-        if head.startswith(magic):
-            return kind
+    if head[4:9] == b"\0\0\0\0{":
+        # Safetensors begins with a length, whose low bytes may be those of any magic: 0x580 looks like a pickle.
+        return None
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    for magic, kind in _TEXT:
-        # A safetensors file may begin with any byte, since it begins with a length; but then byte 8 is "{".
-        if text.startswith(magic) and head[8:9] != b"{":
-            return kind
-    return None
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None) or next(
+        (kind for magic, kind in _TEXT if text.startswith(magic)), None
+    )
 
 
 def kind_of_names(names: Iterable[str]) -> tuple[str, str] | None:
