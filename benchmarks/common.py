@@ -1,0 +1,56 @@
+"""What the benchmarks share: SD1.5's matrix shapes, matrices with trained-looking spectra, and the result file."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+CONFIG = Path(__file__).parent.parent / "assets" / "configs" / "sd1.json"
+
+
+def sd15_shapes() -> dict[str, tuple[int, ...]]:
+    """{diffusers path: weight shape} of the 282 Linear and Conv2d layers of the SD1.5 UNet."""
+    from diffusers import UNet2DConditionModel
+
+    config = json.loads(CONFIG.read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config.get("unet", config))
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return {path: tuple(m.weight.shape) for path, m in unet.named_modules() if isinstance(m, kinds)}
+
+
+def decaying(shape: tuple[int, ...], seed: int, power: float = 0.4) -> Tensor:
+    """A weight whose singular values fall like those of trained layers: sigma_1 / median about 15 to 20.
+
+    A product of Gaussians around a power law; scaled to the size of a default initialisation.
+    """
+    m, n = shape[0], torch.Size(shape[1:]).numel()
+    gen, k = torch.Generator().manual_seed(seed), min(m, n)
+    left, right = torch.randn(m, k, generator=gen), torch.randn(k, n, generator=gen)
+    w = (left * torch.arange(1, k + 1) ** -power) @ right
+    return (w / (w.std() * n**0.5)).reshape(shape)
+
+
+def flat(shape: tuple[int, ...], seed: int) -> Tensor:
+    """An untrained weight: independent Gaussian entries."""
+    n = torch.Size(shape[1:]).numel()
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / n**0.5
+
+
+def write(name: str, result: dict) -> None:
+    """Print the result and keep it as benchmarks/results/<name>.json, with what it was measured on."""
+    machine = {
+        "cpu": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({**result, "machine": machine}, indent=1)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
