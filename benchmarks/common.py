@@ -13,15 +13,34 @@ RESULTS = Path(__file__).parent / "results"
 CONFIG = Path(__file__).parent.parent / "assets" / "configs" / "sd1.json"
 
 
-def sd15_shapes() -> dict[str, tuple[int, ...]]:
-    """{diffusers path: weight shape} of the 282 Linear and Conv2d layers of the SD1.5 UNet."""
+def _unet_class():
     from diffusers import UNet2DConditionModel
 
-    config = json.loads(CONFIG.read_text())
+    return UNet2DConditionModel, json.loads(CONFIG.read_text())["unet"]
+
+
+def sd15_shapes() -> dict[str, tuple[int, ...]]:
+    """{diffusers path: weight shape} of the 282 Linear and Conv2d layers of the SD1.5 UNet."""
+    unet_class, config = _unet_class()
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config.get("unet", config))
+        unet = unet_class.from_config(config)
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return {path: tuple(m.weight.shape) for path, m in unet.named_modules() if isinstance(m, kinds)}
+
+
+def sd15_unet() -> torch.nn.Module:
+    """A UNet of SD1.5's architecture (860M parameters, fp32); matrices random with decaying spectra, fp16-valued."""
+    unet_class, config = _unet_class()
+    with torch.device("meta"):
+        unet = unet_class.from_config(config)
+    unet = unet.to_empty(device="cpu")
+    with torch.no_grad():
+        for i, (name, p) in enumerate(unet.named_parameters()):
+            if p.ndim > 1:
+                p.copy_(decaying(tuple(p.shape), i).half())
+            else:
+                p.fill_(float("norm" in name and name.endswith("weight")))
+    return unet
 
 
 def decaying(shape: tuple[int, ...], seed: int, power: float = 0.4) -> Tensor:
