@@ -18,7 +18,7 @@ from torch import Tensor
 from .cache import BasisCache
 from .columns import Columns, ColumnsLike
 from .errors import Cancelled, SpectralError
-from .linalg import NULL, TAIL, other_side, small_side, top_svd
+from .linalg import NULL, TAIL, leading, other_side, small_side
 
 Progress = Callable[[int, int, str], None]
 WeightSource = Tensor | Callable[[], Tensor]
@@ -223,15 +223,9 @@ def _part(columns: Sequence[int], k: int) -> str:
 def _compute(w: Tensor, part: str) -> dict[str, Tensor]:
     if w.device.type == "mps":  # has no fp64
         return {name: t.to(w.device) for name, t in _compute(w.cpu(), part).items()}
-    if part != "small" and (triples := top_svd(w, int(part[3:]))) is not None:
-        return dict(zip("usv", triples))
-    q, s = small_side(w)
     if part == "small":
-        return {"q": q, "s": s}
-    r, wide = int(part[3:]), w.shape[0] <= w.shape[1]
-    q, top = q[:, :r].contiguous(), s[:r].contiguous()
-    p = other_side(w, q, top, float(s[0]))
-    return {"u": q if wide else p, "s": top, "v": p if wide else q}
+        return dict(zip("qs", small_side(w)))
+    return dict(zip("usv", leading(w, int(part[3:]))))
 
 
 def _plausible(tensors: dict[str, Tensor], shape: tuple[int, int]) -> bool:

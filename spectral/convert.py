@@ -16,6 +16,7 @@ from .adapter import Adapter
 from .basis import WeightSource
 from .cache import BasisCache
 from .errors import SettingError, SpectralError
+from .linalg import leading
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _thin(
     if weight is None:
         raise SettingError(f"{adapter.method.name} needs the base model's weights for this export; give the base")
     change = adapter.delta(name, weight, strength, cache=cache).reshape(weight.shape[0], -1).double()
-    u, s, vh = torch.linalg.svd(change, full_matrices=False)
-    root = s[:rank].sqrt()
-    return u[:, :rank] * root, root[:, None] * vh[:rank], change
+    u, s, v = (t.double() for t in leading(change.float(), min(rank, *change.shape)))
+    root = s.sqrt()
+    return u * root, root[:, None] * v.T, change
 
 
 def _fetch(weights: Mapping[str, WeightSource], name: str) -> Tensor:

@@ -96,6 +96,16 @@ def top_svd(
         basis.append(q)
 
 
+def leading(w: Tensor, r: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The r leading triples u (m, r), s (r,), v (n, r) of w (m, n), by block Krylov where that pays."""
+    if (triples := top_svd(w, r)) is not None:
+        return triples
+    q, s = small_side(w)
+    q, top, wide = q[:, :r].contiguous(), s[:r].contiguous(), w.shape[0] <= w.shape[1]
+    p = other_side(w, q, top, float(s[0]))
+    return (q, top, p) if wide else (p, top, q)
+
+
 def _ritz(q: Tensor, gq: Tensor, r: int) -> tuple[Tensor, Tensor, float]:
     """Ritz vectors u (k, r) of G in span(q), their sigma, and the largest residual ||G u - s^2 u|| / s."""
     t = q.T.double() @ gq.double()
