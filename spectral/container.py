@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 # The library's own order, which a file must follow for other tools to compute the same hash of the data block.
 _ORDER = ("F32", "BF16", "F16")
 _SIZE = {"F16": 2, "BF16": 2, "F32": 4}
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 AGAIN = "Download or copy the file again"
 
 
@@ -180,7 +182,7 @@ def check_metadata(table: Mapping[str, object], path: Path) -> None:
 def printable(text: str) -> bool:
     """Whether text holds no control characters but tab and line ends, and no lone surrogates."""
     # Escape codes would reach a terminal through `info`; lone surrogates cannot be written back.
-    return not any((c < " " and c not in "\n\r\t") or "\x7f" <= c <= "\x9f" or "\ud800" <= c <= "\udfff" for c in text)
+    return _UNPRINTABLE.search(text) is None
 
 
 def layout(header: Header, path: Path) -> dict[str, Entry]:

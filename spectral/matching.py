@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .basis import Basis, decompose, flatten
+from .basis import Basis, content_hash, decompose, flatten
 from .cache import BasisCache
 from .errors import SpectralError, WrongBaseError
 from .evidence import FINGERPRINT_DIGITS, Change, Evidence, align, probe_error
@@ -175,6 +175,9 @@ def resolve(layer: AdapterLayer, method: Method, weight: Tensor, cache: BasisCac
 
 def match_frames(frames: Basis, weight: Tensor) -> LayerMatch:
     """Portable: match = 1 - ||U^T W V - Sigma|| / ||Sigma||."""
+    if frames.full and frames.fingerprint and content_hash(weight).startswith(frames.fingerprint):
+        # With all columns a hash is cheaper than the products, and fresh from training it is the usual case.
+        return LayerMatch(frames, 1.0, same=True)
     w = flatten(weight).float()
     u, s, v = (t.to(w) for t in (frames.u, frames.s, frames.v))
     # Through the thinner product first: (W V) is m x r.
