@@ -63,13 +63,13 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
     add("--columns", default=None, help='which columns: "all", "top:8", "top:8@16", "bottom:8", "sample:8:SEED"')
     add("--rotation", default=None, help="soda only: stiefel, cayley or exp (default: stiefel)")
     add("--targets", default="attention", help="attention, cross-attention, attention+ff, all, or a regular expression")
-    add("--batch-size", type=int, default=1, help="pictures per step (default: 1)")
+    add("--batch-size", type=int, default=None, help="pictures per step (default: 1; 8 on the tiny base)")
     add("--resolution", type=int, default=None, help="pixels of the square training pictures (default: the base's)")
     add("--trigger", default="", help="word that calls the concept up; the caption of pictures without one")
     add("--text-encoder", action="store_true", help="train the text encoder too")
     add("--text-encoder-lr", type=float, default=None, help="its learning rate (default: a tenth of --lr)")
     add("--schedule", default="constant", help="constant, linear or cosine (default: constant)")
-    add("--warmup", type=int, default=0, help="steps over which the rate rises to --lr (default: 0)")
+    add("--warmup", type=int, default=None, help="steps over which the rate rises to --lr (default: 0; tiny base: 20)")
     add("--min-snr-gamma", type=float, default=5.0, help="cap of the signal-to-noise weight; 0 weights all noise alike")
     add("--tokenizer", default=None, help="folder with CLIP's vocab.json and merges.txt, for a single-file base")
     add("--cpu", action="store_true", help="stay on the CPU even where there is a GPU")
@@ -115,14 +115,14 @@ def _train(args: argparse.Namespace) -> int:
         rotation=args.rotation,
         targets=args.targets,
         steps=own.steps if args.steps is None else args.steps,
-        batch_size=args.batch_size,
+        batch_size=own.batch_size if args.batch_size is None else args.batch_size,
         lr=own.lr if args.lr is None else args.lr,
         text_encoder=args.text_encoder,
         text_encoder_lr=args.text_encoder_lr,
         resolution=args.resolution,
         trigger=args.trigger,
         schedule=args.schedule,
-        warmup=args.warmup,
+        warmup=own.warmup if args.warmup is None else args.warmup,
         min_snr_gamma=args.min_snr_gamma or None,
         seed=args.seed,
         tokenizer=args.tokenizer,
@@ -183,7 +183,7 @@ def _demo(args: argparse.Namespace) -> int:
         result = run_demo(
             args.out, method=args.method, steps=args.steps, lr=args.lr, seed=args.seed, listen=console, stop=stop
         )
-    print(result.text)
+    print(result)
     return 0
 
 

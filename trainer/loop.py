@@ -322,6 +322,6 @@ def _sentence(outcome: Outcome, spec: TrainSpec) -> str:
             return f"Stopped at step {outcome.steps} of {spec.steps}, as asked; the adapter of that step is saved."
         case _:
             return (
-                f"The loss stopped being a finite number after step {outcome.steps}; the parameters of that step are saved. "
+                f"The loss stopped being a finite number after step {outcome.steps}; that step is saved. "
                 "Use a lower learning rate (--lr) or fewer steps."
             )

@@ -100,25 +100,25 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps and rate for a method on a base."""
+    """What to use for a method on a base where nothing is asked for. lr, rank None: the method's own."""
 
-    method: str
     steps: int
     lr: float | None = None
     rank: int | None = None
+    batch_size: int = 1
+    warmup: int = 0
 
 
 # Found by trying (docs/training.md): the tiny base has large weights and short runs, so its rates are far above
 # Stable Diffusion's.
 TINY_RECIPES: dict[str, Recipe] = {
-    "svdiff": Recipe("svdiff", 300, 2e-2),
-    "additive": Recipe("additive", 300, 1e-3),
-    "rotation": Recipe("rotation", 300, 3e-3, rank=16),
-    "soda": Recipe("soda", 300, 6e-3),
+    "svdiff": Recipe(250, 2e-2, batch_size=8, warmup=20),
+    "additive": Recipe(250, 1e-3, batch_size=8, warmup=20),
+    "rotation": Recipe(250, 3e-3, rank=32, batch_size=8, warmup=20),
+    "soda": Recipe(250, 6e-3, batch_size=8, warmup=20),
 }
 
 
 def recipe(base: str, method_name: str) -> Recipe:
-    """What to use where the user leaves steps, rate or rank open; the method's own rate and 1000 steps elsewhere."""
-    own = Recipe(method_name, 1000)
-    return TINY_RECIPES.get(method_name, own) if base == "tiny" else own
+    """The tiny base's tried settings of a method; elsewhere 1000 steps at the method's own rate."""
+    return TINY_RECIPES.get(method_name, Recipe(1000)) if base == "tiny" else Recipe(1000)
