@@ -25,6 +25,7 @@ from .matching import (
     on_device,
     ratio,
     resolve,
+    wider_columns,
 )
 from .methods.base import Method, Mode
 from .threads import single_threaded
@@ -214,28 +215,37 @@ def _matches(
                 yield name, str(e)
         bases = _decomposed(adapter, fetched, cache, cancelled)
         with single_threaded():
-            matched = {name: _match(adapter, name, weight, bases, cache) for name, weight in fetched.items()}
+            matched = {name: _match(adapter, name, weight, bases) for name, weight in fetched.items()}
         yield from matched.items()
 
 
-def _match(
-    adapter: Adapter, name: str, weight: Tensor, bases: dict[str, Basis], cache: BasisCache | None
-) -> LayerMatch:
+def _match(adapter: Adapter, name: str, weight: Tensor, bases: dict[str, Basis]) -> LayerMatch:
     layer = adapter.layers[name]
     if layer.frames is not None:
         return match_frames(layer.frames, weight)
-    return match_probe(layer, adapter.method, aligned(layer, adapter.method, bases.pop(name), weight, cache))
+    return match_probe(layer, adapter.method, aligned(layer, adapter.method, bases.pop(name)))
 
 
 def _decomposed(
     adapter: Adapter, weights: Mapping[str, Tensor], cache: BasisCache | None, cancelled: Callable[[], bool] | None
 ) -> dict[str, Basis]:
-    """The bases of the layers that carry none, decomposed together by their choice of columns."""
+    """The bases of the layers that carry none; with more columns where these must be searched for."""
+    bare = {name: adapter.layers[name].columns for name in weights if adapter.layers[name].frames is None}
+    bases = _by_columns(bare, weights, cache, cancelled)
+    wider = {name: wider_columns(adapter.layers[name], adapter.method, basis) for name, basis in bases.items()}
+    return bases | _by_columns({n: c for n, c in wider.items() if c is not None}, weights, cache, cancelled)
+
+
+def _by_columns(
+    wanted: Mapping[str, tuple[int, ...] | None],
+    weights: Mapping[str, Tensor],
+    cache: BasisCache | None,
+    cancelled: Callable[[], bool] | None,
+) -> dict[str, Basis]:
+    """One parallel decomposition for all layers that want the same columns."""
     groups: dict[tuple[int, ...] | None, dict[str, WeightSource]] = {}
-    for name, weight in weights.items():
-        layer = adapter.layers[name]
-        if layer.frames is None:
-            groups.setdefault(layer.columns, {})[name] = weight
+    for name, columns in wanted.items():
+        groups.setdefault(columns, {})[name] = weights[name]
     bases: dict[str, Basis] = {}
     for columns, group in groups.items():
         bases |= decompose_all(group, columns, cache=cache, cancelled=cancelled)
@@ -263,7 +273,7 @@ def _summary(adapter: Adapter, report: MatchReport) -> str:
     if report.alignment is not None:
         lines.append(f"Applied as trained; its directions agree with this model to {percent(report.alignment)}.")
         if report.alignment < RELATED:
-            lines.append("This model differs much from the one it was trained on, so the effect may be weaker.")
+            lines.append("This model differs much from the one it was trained on, so the effect may differ.")
     for names, what in ((report.unused, "not in this model"), (report.misfits, "left out, of another shape")):
         if names:
             more = ", ..." if len(names) > 3 else ""

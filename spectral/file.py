@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -237,30 +238,28 @@ def _evidence(
     path: Path, method: Method, layer: AdapterLayer, profile: Profile, params: Mapping[str, Tensor]
 ) -> Evidence:
     """Made from the frames where the layer has them, so that it describes the parameters as rounded; else as read."""
-    if layer.frames is None:
-        if layer.evidence is None or (profile == "compact" and layer.evidence.probe is None):
+    frames = layer.frames
+    if frames is None:
+        if layer.evidence is None:
             advice = "Train it or load it from a file"
             raise refusal(path, f"layer {layer.name}", "neither frames nor evidence", "one of them", advice)
         return layer.evidence
     if profile == "portable":
-        return Evidence(layer.frames.fingerprint[:FINGERPRINT_DIGITS], layer.frames.s.detach().cpu())
-    stored = AdapterLayer(layer.name, layer.shape, dict(params), layer.columns, layer.frames)
-    change = change_of(method, stored, layer.frames, on_device(layer.frames, stored))
-    return make_evidence(layer.name, layer.frames, change, sketch=method.sign_sensitive)
+        return Evidence(frames.fingerprint[:FINGERPRINT_DIGITS], frames.s.detach().to("cpu", torch.float32))
+    rounded = replace(layer, params=dict(params))
+    change = change_of(method, rounded, frames, on_device(frames, rounded))
+    return make_evidence(layer.name, frames, change, sketch=method.sign_sensitive)
 
 
 def _compact_parts(method: Method, evidence: Evidence) -> dict[str, Tensor]:
-    assert evidence.probe is not None  # _evidence saw to it
-    parts = {"sigma": _short(evidence.sigma), "probe": evidence.probe}
-    if method.sign_sensitive:
-        assert evidence.sketch_u is not None and evidence.sketch_v is not None
-        parts = {
-            "sigma": evidence.sigma,
-            "probe": evidence.probe,
-            "sketch_u": evidence.sketch_u.half(),
-            "sketch_v": evidence.sketch_v.half(),
-        }
-    return parts
+    """What the evidence lacks is missing here too, and `validate` names it."""
+    if not method.sign_sensitive:
+        found = {"sigma": _short(evidence.sigma), "probe": evidence.probe}
+    else:
+        sketches = (evidence.sketch_u, evidence.sketch_v)
+        su, sv = (None if sketch is None else sketch.half() for sketch in sketches)
+        found = {"sigma": evidence.sigma, "probe": evidence.probe, "sketch_u": su, "sketch_v": sv}
+    return {part: t for part, t in found.items() if t is not None}
 
 
 def _short(sigma: Tensor) -> Tensor:

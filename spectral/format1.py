@@ -39,7 +39,7 @@ _ORTHOGONAL = 5e-3  # stored frames are rounded to fp16, which leaves 5e-4
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What `spectral.layers` says of one layer. r: number of columns. base: fingerprint. sigma_max: of the weight."""
+    """What `spectral.layers` says of one layer. base: fingerprint, or "". sigma_max: of the weight, where stated."""
 
     shape: tuple[int, ...]
     columns: tuple[int, ...]
@@ -48,6 +48,7 @@ class LayerPlan:
 
     @property
     def matrix(self) -> tuple[int, int]:
+        """(m, n) of the flattened weight."""
         return matrix_shape(self.shape)
 
 
@@ -84,7 +85,7 @@ def validate(path: Path, metadata: Mapping[str, str], shapes: Mapping[str, tuple
     if profile == "portable" and not method.portable:
         advice = "Save it as compact"
         raise refusal(path, "spectral.profile", "portable", f"compact, the only one of this {method.name}", advice)
-    layers = _layers(path, own["layers"], method, shapes)
+    layers = _layers(path, own["layers"], method)
     _check_parts(path, method, cast(Profile, profile), layers, shapes)
     return Plan(method, cast(Profile, profile), layers)
 
@@ -133,9 +134,7 @@ def _check_words(path: Path, text: str) -> None:
         raise refusal(path, "metadata 'spectral.trigger_words'", shown(text), "a JSON list of texts", AGAIN)
 
 
-def _layers(
-    path: Path, text: str, method: Method, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, LayerPlan]:
+def _layers(path: Path, text: str, method: Method) -> dict[str, LayerPlan]:
     table = parse_object(text, "metadata 'spectral.layers'", path)
     if not table:
         raise refusal(path, "metadata 'spectral.layers'", "no layer", "at least one", AGAIN)

@@ -78,29 +78,28 @@ def find_basis(layer: AdapterLayer, method: Method, weight: Tensor | None, cache
         raise WrongBaseError(
             f"layer {layer.name} comes from a compact file, which holds no frames; pass the weight of the base model"
         )
-    return aligned(layer, method, decompose(weight, layer.columns, cache=cache), weight, cache)
+    basis = decompose(weight, layer.columns, cache=cache)
+    wider = wider_columns(layer, method, basis)
+    return aligned(layer, method, basis if wider is None else decompose(weight, wider, cache=cache))
 
 
-def aligned(
-    layer: AdapterLayer, method: Method, basis: Basis, weight: Tensor, cache: BasisCache | None
-) -> Basis:
-    """A fresh decomposition of exactly the layer's columns, brought to the signs and order it was trained with.
+def wider_columns(layer: AdapterLayer, method: Method, basis: Basis) -> tuple[int, ...] | None:
+    """The columns to search on another weight than the layer's own, where signs matter; else None."""
+    if not method.sign_sensitive or layer.columns is None or same_weight(_evidence(layer), basis):
+        return None
+    reach = range(-_MARGIN, _MARGIN + 1)
+    wider = tuple(sorted({c + d for c in layer.columns for d in reach if 0 <= c + d < basis.k}))
+    return wider if wider != layer.columns else None
+
+
+def aligned(layer: AdapterLayer, method: Method, basis: Basis) -> Basis:
+    """A fresh decomposition brought to the columns, signs and order that the layer was trained with.
 
     Methods that can be portable train on frames rounded to fp16, so theirs are rounded here too.
     """
-    if not method.sign_sensitive:
-        return basis.half_rounded() if method.portable else basis
-    evidence = _evidence(layer)
-    if not same_weight(evidence, basis) and layer.columns is not None:
-        wider = _widened(layer.columns, basis.k)
-        if wider != layer.columns:
-            basis = decompose(weight, wider, cache=cache)
-    return align(layer.name, evidence, basis, layer.indices).half_rounded()
-
-
-def _widened(columns: tuple[int, ...], k: int) -> tuple[int, ...]:
-    reach = range(-_MARGIN, _MARGIN + 1)
-    return tuple(sorted({c + d for c in columns for d in reach if 0 <= c + d < k}))
+    if method.sign_sensitive:
+        basis = align(layer.name, _evidence(layer), basis, layer.indices)
+    return basis.half_rounded() if method.portable else basis
 
 
 def same_weight(evidence: Evidence, basis: Basis) -> bool:

@@ -2,6 +2,8 @@ import pytest
 import spectral_adapters as sa
 import torch
 from adapters import METHODS, PORTABLE, adapter_of, base_weight, relative
+from spectral_adapters.spectral import basis as basis_module
+from spectral_adapters.spectral import matching
 
 
 def compact(adapter, tmp_path):
@@ -186,3 +188,19 @@ def test_trigger_words_come_from_either_place():
     assert adapter.trigger_words == ["sks dog", "in oil"]
     adapter.metadata["spectral.trigger_words"] = '["a, b"]'
     assert adapter.trigger_words == ["a, b"]
+
+
+def test_thin_changes_are_checked_without_dense_ones_and_without_hashes(tmp_path, monkeypatch):
+    adapter, weights = adapter_of("additive", {"rank": 4})
+    loaded = sa.load(sa.save(adapter, tmp_path / "a.safetensors"))
+
+    def never(*_):
+        raise AssertionError("a portable check must neither hash a weight nor build a dense change")
+
+    monkeypatch.setattr(type(adapter.method), "_delta", never)
+    with monkeypatch.context() as m:
+        m.setattr(matching, "content_hash", never)
+        m.setattr(basis_module, "content_hash", never)
+        assert len(sa.check_layers(loaded, weights).layers) == 4
+    compact_file = sa.save(loaded, tmp_path / "b.safetensors", profile="compact")
+    assert sa.check_layers(sa.load(compact_file), weights).match > 0.998
