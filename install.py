@@ -1,7 +1,7 @@
-"""Run by ComfyUI-Manager once and by the webui at every start: says what is missing, installs nothing, touches no torch.
+"""Run by ComfyUI-Manager once and by the webui at every start: says what is missing, installs nothing.
 
-Applying adapters needs torch, numpy and safetensors, which both hosts bring. Training needs what requirements.txt lists;
-ComfyUI-Manager has installed that by the time it runs this file.
+Applying adapters needs torch, numpy and safetensors, which both hosts bring. Training needs what requirements.txt
+lists; ComfyUI-Manager has installed that by the time it runs this file.
 """
 
 from importlib.util import find_spec

@@ -404,7 +404,7 @@ def test_full_size_single_file(tmp_path_factory, method, full_size, cache):
     assert models.names.guess_family({n: layer.shape for n, layer in adapter.layers.items()}) == "sd1"
     report = sa.check_layers(adapter, full_size.weights(), cache=cache)
     assert len(report.layers) == 128 and (report.error is None or report.error < 0.01)
-    print(method, outcome.parameters, outcome.file_bytes, f"{outcome.seconds:.1f} s", report.text)
+    print(method, outcome.parameters, outcome.file_bytes, f"{outcome.seconds:.1f} s", report.summary)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """The demo: learn a concept from five pictures on the tiny base, and show, and measure, what changed.
 
 The adapter is trained, written, read back from its file and merged into a freshly loaded base: what the pictures show
-is what somebody else would get from the file. Everything is made in a folder of its own and moved into place at the end;
-the files of an earlier run move to `earlier-N` beside the new ones, so nothing is ever lost.
+is what somebody else would get from the file. Everything is made in a folder of its own and moved into place at the
+end; the files of an earlier run move to `earlier-N` beside the new ones, so nothing is ever lost.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _facts(
         "loss": {"first_tenth": _mean(outcome.losses, last=False), "last_tenth": _mean(outcome.losses, last=True)},
         "training": {"steps": outcome.steps, "batch_size": spec.batch_size, "lr": spec.rates(adapter.method)[0]},
         "seed": spec.seed,
-        "match": report.text,
+        "match": report.summary,
         "versions": {
             "spectral_adapters": __version__,
             "python": platform.python_version(),
