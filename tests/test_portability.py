@@ -3,13 +3,11 @@
 The table in docs/format.md is this module's measurement, printed by  python tests/test_portability.py.
 """
 
-import functools
 import sys
 
 import pytest
 import spectral_adapters as sa
 import torch
-from adapters import relative
 from matrices import matrix, random_params
 from spectral_adapters.spectral import adapter as adapter_module
 from spectral_adapters.spectral import matching
@@ -67,13 +65,20 @@ def decomposed(weight, method):
     return basis.half_rounded() if method.portable else basis
 
 
-def errors(adapter, own, other, cache) -> tuple[float, float]:
-    """(the probe's estimate, the true relative error of the change over all layers)."""
+def changes(adapter, weights, cache) -> dict[str, torch.Tensor]:
+    return {name: adapter.delta(name, w, cache=cache) for name, w in weights.items()}
+
+
+def off_by(found, meant) -> float:
+    """The true relative error of the change over all layers."""
+    true2 = sum(float((found[name] - meant[name]).square().sum()) for name in meant)
+    return (true2 / sum(float(d.square().sum()) for d in meant.values())) ** 0.5
+
+
+def errors(adapter, meant, other, cache) -> tuple[float, float]:
+    """(the probe's estimate, the true error)."""
     report = sa.check_layers(adapter, other, on_mismatch="force", cache=cache)
-    off = {name: adapter.delta(name, other[name], cache=cache) for name in own}
-    meant = {name: adapter.delta(name, own[name], cache=cache) for name in own}
-    true2 = sum(float((off[name] - meant[name]).square().sum()) for name in own)
-    return report.error, (true2 / sum(float(d.square().sum()) for d in meant.values())) ** 0.5
+    return report.error, off_by(changes(adapter, other, cache), meant)
 
 
 def agree(estimate: float, true: float) -> bool:
@@ -102,8 +107,9 @@ FLOOR = {"svdiff": {"bf16 copy": 0.03, "5 % changed": 0.5}, "soda": {"5 % change
 def test_the_probe_knows_the_error_on_every_copy(method, own, cache, tmp_path):
     kind, weights = own
     adapter = trained(method, weights, tmp_path)
+    meant = changes(adapter, weights, cache)
     for copy in copies(next(iter(weights.values()))):
-        estimate, true = errors(adapter, weights, {n: copies(w)[copy] for n, w in weights.items()}, cache)
+        estimate, true = errors(adapter, meant, {n: copies(w)[copy] for n, w in weights.items()}, cache)
         assert agree(estimate, true), f"{method} on {copy}: estimated {estimate:.4f}, true {true:.4f}"
         if copy in ("fp16 copy", "fp32 master"):
             assert true < 1e-3
@@ -157,13 +163,12 @@ def swapped(basis):
 def test_other_signs_and_order_are_put_right(method, change, cache, tmp_path, monkeypatch):
     weights = bases("decaying", LAYERS)
     adapter = trained(method, weights, tmp_path)
-    meant = {name: adapter.delta(name, w, cache=cache) for name, w in weights.items()}
+    meant = changes(adapter, weights, cache)
     one, many = scrambler(change)
     monkeypatch.setattr(matching, "decompose", one)
     monkeypatch.setattr(adapter_module, "decompose_all", many)
     assert sa.check_layers(adapter, weights, cache=cache).error < 1e-3
-    for name, w in weights.items():
-        assert relative(adapter.delta(name, w, cache=cache), meant[name]) < 1e-3
+    assert off_by(changes(adapter, weights, cache), meant) < 1e-3
 
 
 @pytest.mark.parametrize("change", [flipped, swapped])
@@ -171,14 +176,13 @@ def test_other_signs_and_order_are_put_right(method, change, cache, tmp_path, mo
 def test_without_the_sketch_the_probe_would_see_it(method, change, cache, tmp_path, monkeypatch):
     weights = bases("decaying", LAYERS)
     adapter = trained(method, weights, tmp_path)
-    meant = {name: adapter.delta(name, w, cache=cache) for name, w in weights.items()}
+    meant = changes(adapter, weights, cache)
     one, many = scrambler(change)
     monkeypatch.setattr(matching, "decompose", one)
     monkeypatch.setattr(adapter_module, "decompose_all", many)
     monkeypatch.setattr(matching, "align", lambda layer, evidence, basis, columns: basis)
     report = sa.check_layers(adapter, weights, on_mismatch="force", cache=cache)
-    true2 = sum(float((adapter.delta(n, w, cache=cache) - meant[n]).square().sum()) for n, w in weights.items())
-    true = (true2 / sum(float(d.square().sum()) for d in meant.values())) ** 0.5
+    true = off_by(changes(adapter, weights, cache), meant)
     assert true > 0.2 and agree(report.error, true), f"estimated {report.error:.3f}, true {true:.3f}"
 
 
@@ -192,12 +196,11 @@ def test_shifts_do_not_depend_on_signs(cache, tmp_path, monkeypatch):
 def test_swapped_shifts_are_seen(cache, tmp_path, monkeypatch):
     weights = bases("decaying", LAYERS)
     adapter = trained("svdiff", weights, tmp_path)
+    meant = changes(adapter, weights, cache)
     one, many = scrambler(swapped)
     monkeypatch.setattr(matching, "decompose", one)
     monkeypatch.setattr(adapter_module, "decompose_all", many)
-    meant = {n: adapter.method.delta(sa.decompose(w), adapter.layers[n].params) for n, w in weights.items()}
-    true2 = sum(float((adapter.delta(n, w).flatten(1) - meant[n]).square().sum()) for n, w in weights.items())
-    true = (true2 / sum(float(d.square().sum()) for d in meant.values())) ** 0.5
+    true = off_by(changes(adapter, weights, cache), meant)
     report = sa.check_layers(adapter, weights, on_mismatch="force", cache=cache)
     assert true > 0.05 and agree(report.error, true), f"estimated {report.error:.3f}, true {true:.3f}"
 
@@ -207,8 +210,9 @@ def test_swapped_shifts_are_seen(cache, tmp_path, monkeypatch):
 def test_the_probe_on_layers_of_1280(method, tmp_path):
     weights, cache = bases("decaying", LARGE), sa.BasisCache(tmp_path / "bases")
     adapter = trained(method, weights, tmp_path)
+    meant = changes(adapter, weights, cache)
     for copy in ("fp16 copy", "bf16 copy", "1 % changed", "5 % changed"):
-        estimate, true = errors(adapter, weights, {n: copies(w)[copy] for n, w in weights.items()}, cache)
+        estimate, true = errors(adapter, meant, {n: copies(w)[copy] for n, w in weights.items()}, cache)
         assert agree(estimate, true), f"{method} on {copy}: estimated {estimate:.4f}, true {true:.4f}"
 
 
@@ -222,10 +226,10 @@ def main() -> None:
         for kind in ("decaying", "flat"):
             weights = bases(kind, LAYERS)
             adapters = {name: trained(name, weights, Path(folder)) for name in METHODS}
+            meant = {name: changes(adapter, weights, cache) for name, adapter in adapters.items()}
             for copy in copies(next(iter(weights.values()))):
                 other = {n: copies(w)[copy] for n, w in weights.items()}
-                measure = functools.partial(errors, own=weights, other=other, cache=cache)
-                cells = [measure(adapters[name]) for name in METHODS]
+                cells = [errors(adapters[name], meant[name], other, cache) for name in METHODS]
                 print(kind, "|", copy, "|", " | ".join(f"{100 * t:.2f} ({100 * e:.2f})" for e, t in cells))
 
 
