@@ -71,7 +71,7 @@ def apply(
     }
     left = _left_out(adapter, clip, strength, len(adapter.layers) - len(wanted))
     if not wanted:
-        return Applied(model, clip, words, f"nothing applied\n{left}".strip())
+        return Applied(model, clip, words, f"Nothing applied.\n{left}")
     identity = prepared.identity(path, model, clip, strength, on_mismatch)
     ready = prepared.find(identity)
     if ready is None:
@@ -92,7 +92,7 @@ def _left_out(adapter: Adapter, clip: CLIP | None, strength: Strength, count: in
         reason = "no CLIP is connected"
     else:
         reason = "their strength is 0"
-    return f"{count} of {len(adapter.layers)} layers left out: {reason}"
+    return f"{count} of {len(adapter.layers)} layers left out: {reason}."
 
 
 def _patched(target: ModelPatcher | CLIP | None, patches: dict[str, SpectralPatch], strength: float):
@@ -200,12 +200,13 @@ def _refuse_another_model(adapter: Adapter, targets: dict[str, _Target], model: 
 
 
 def _text(adapter: Adapter, report: MatchReport) -> str:
-    unused = len(report.unused) + len(report.misfits)
-    lines = [f"{adapter.method.name}: {len(report.layers)} of {len(adapter.layers)} layers applied, {unused} unused"]
-    if report.match is not None:
-        lines.append(f"match {percent(report.match)}")
+    """Two short lines: the node shows no more without being enlarged."""
+    applied = len(report.layers)
+    match = "" if report.match is None else f"Match {percent(report.match)}; "
     if adapter.profile == "compact":
-        lines.append(f"decomposed in {report.seconds:.1f} s, {report.from_cache} of {len(report.layers)} from cache")
+        basis = f"{report.seconds:.1f} s; {report.from_cache} of {applied} from cache"
     else:
-        lines.append(f"no decomposition needed, checked in {report.seconds:.1f} s")
-    return "\n".join(lines)
+        basis = "no decomposition"
+    return (
+        f"{applied} of {len(adapter.layers)} layers applied, {len(adapter.layers) - applied} unused.\n{match}{basis}."
+    )

@@ -61,10 +61,10 @@ def test_every_method_changes_the_picture_and_reports(name: str, comfy: Comfy, b
     assert difference(run.picture, base_picture) > VISIBLE
     count = len(layer_keys())
     assert f"{count} of {count} layers applied, 0 unused" in run.text["20"]
-    assert "match " in run.text["20"]
+    assert "Match " in run.text["20"]
     if PROFILES[name][1] == "compact":
         # The base is the very one: the estimate of the error is rounding alone.
-        match = float(run.text["20"].split("match ")[1].split(" %")[0])
+        match = float(run.text["20"].split("Match ")[1].split(" %")[0])
         assert match >= 99
         assert f"0 of {count} from cache" in run.text["20"]
 
@@ -181,7 +181,7 @@ def test_another_fine_tune_is_refused_with_the_reason_and_can_be_forced(comfy: C
 def test_a_portable_file_fits_a_related_base(comfy: Comfy) -> None:
     run = adapted(comfy, spectral("rotation"), checkpoint="changed.safetensors")
     assert run.ok, run.error
-    assert 80 < float(run.text["20"].split("match ")[1].split(" %")[0]) < 100
+    assert 80 < float(run.text["20"].split("Match ")[1].split(" %")[0]) < 100
 
 
 def test_an_sdxl_file_is_refused_with_the_reason(comfy: Comfy, base_picture: np.ndarray) -> None:
