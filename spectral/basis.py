@@ -128,21 +128,20 @@ class Basis:
         """(r,) bool: sigma_i > 1e-5 sigma_1. Below that a direction carries no signal and no machine can repeat it."""
         return self.s > NULL * self.sigma_max
 
-    def projected(self, *, keep: bool = False) -> Tensor | None:
-        """The weight seen from the small side: U^T W (r, n), or W V (m, r) where m > n; None without the weight.
+    @property
+    def two_sided(self) -> bool:
+        """Whether u and v are both at hand without another product."""
+        return self._u is not None and self._v is not None
 
-        U diag(g) V^T = U diag(g / sigma) projected, so V is never needed. keep=True holds on to the result, for a
-        caller that comes back every training step.
+    def projected(self) -> Tensor:
+        """The weight seen from the small side, U^T W (r, n), or W V (m, r) where m > n; kept once asked for.
+
+        U diag(g) V^T = U diag(g / sigma) projected, so V is never needed: for a caller that comes back every step.
         """
-        if self._projected is not None:
-            return self._projected
-        weight = self.weight
-        if weight is None:
-            return None
-        projected = self.small.T @ weight if self.wide else weight @ self.small
-        if keep:
-            self._projected = projected
-        return projected
+        if self._projected is None:
+            weight = self._need_weight()
+            self._projected = self.small.T @ weight if self.wide else weight @ self.small
+        return self._projected
 
     def _complete(self) -> None:
         self._u, self._v = self.u, self.v

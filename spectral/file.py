@@ -44,8 +44,6 @@ from .names import guess_family
 from .threads import single_threaded
 
 SUFFIX = ".safetensors"
-# Rotations must stay rotations, and they are few: their parameters are kept in fp32 whatever the file's dtype.
-_EXACT = frozenset({"k1", "k2", "k3", "q_u", "q_v"})
 
 
 def load(path: str | os.PathLike[str]) -> Adapter:
@@ -205,7 +203,7 @@ def _pack(
     params = {}
     for part, p in layer.params.items():
         plain = p.detach().to("cpu", torch.float32)
-        params[part] = plain if part in _EXACT else plain.to(dtype)
+        params[part] = plain if method.groups[part].exact else plain.to(dtype)
         _check_finite(path, f"{layer.name}.{part}", plain, params[part])
     evidence = _evidence(path, method, layer, profile, params)
     parts = dict(params)

@@ -28,11 +28,15 @@ Setting = str | int | float | bool
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """How a parameter is optimised: the rule, its weight decay, and its rate relative to the method's."""
+    """How a parameter is optimised: the rule, its weight decay, and its rate relative to the method's.
+
+    exact: files keep it in fp32 whatever their dtype, because rounding would break what it stands for (a rotation).
+    """
 
     kind: Literal["adamw", "stiefel"] = "adamw"
     weight_decay: float = 0.0
     lr_scale: float = 1.0
+    exact: bool = False
 
 
 class Method(ABC):

@@ -28,7 +28,7 @@ class Rotation(Method):
     sign_sensitive = True
     lr = 1e-2
     default_columns = "top:8"
-    groups: ClassVar = {"q_u": ParamGroup(), "q_v": ParamGroup()}
+    groups: ClassVar = {"q_u": ParamGroup(exact=True), "q_v": ParamGroup(exact=True)}
     portable = True
 
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:

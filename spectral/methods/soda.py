@@ -51,7 +51,7 @@ class Soda(Method):
         if rotation not in get_args(Parameterisation):
             raise SettingError(f"soda: rotation={rotation!r} is unknown; expected one of {get_args(Parameterisation)}")
         self.rotation = rotation
-        factor = ParamGroup(kind="stiefel" if rotation == "stiefel" else "adamw")
+        factor = ParamGroup(kind="stiefel" if rotation == "stiefel" else "adamw", exact=True)
         self.groups = {"delta": ParamGroup(weight_decay=1e-4), **dict.fromkeys(_FACTORS, factor)}
 
     @property

@@ -59,12 +59,18 @@ def gains(basis: Basis, g: Tensor) -> Tensor:
 
 
 def shift_delta(basis: Basis, g: Tensor, *, keep: bool = False) -> Tensor:
-    """U diag(g) V^T (m, n), through the small side alone where the weight is at hand; keep: see `Basis.projected`."""
-    projected = basis.projected(keep=keep)
-    if projected is None:
+    """U diag(g) V^T (m, n), by one product with the large side.
+
+    keep: come back cheaper, for a copy of the weight in memory (see `Basis.projected`).
+    """
+    if basis.two_sided or (weight := basis.weight) is None:
         return (basis.u * g) @ basis.v.T
     q = basis.small * gains(basis, g)
-    return q @ projected if basis.wide else projected @ q.T
+    if keep:
+        projected = basis.projected()
+        return q @ projected if basis.wide else projected @ q.T
+    turn = q @ basis.small.T
+    return turn @ weight if basis.wide else weight @ turn
 
 
 def apply_shift(op: LinearMap, basis: Basis, g: Tensor, x: Tensor) -> Tensor:
