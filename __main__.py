@@ -62,7 +62,11 @@ def _train_arguments(command: argparse.ArgumentParser) -> None:
     )
     add("--columns", default=None, help='which columns: "all", "top:8", "top:8@16", "bottom:8", "sample:8:SEED"')
     add("--rotation", default=None, help="soda only: stiefel, cayley or exp (default: stiefel)")
-    add("--targets", default="attention", help="attention, cross-attention, attention+ff, all, or a regular expression")
+    add(
+        "--targets",
+        default=None,
+        help="attention (default), cross-attention, attention+ff, all, or a regex",
+    )
     add("--batch-size", type=int, default=None, help="pictures per step (default: 1; 8 on the tiny base)")
     add("--resolution", type=int, default=None, help="pixels of the square training pictures (default: the base's)")
     add("--trigger", default="", help="word that calls the concept up; the caption of pictures without one")
@@ -101,6 +105,7 @@ def _train(args: argparse.Namespace) -> int:
     from .trainer.console import Console, StopOnSignal, quiet_libraries
 
     quiet_libraries()
+    from .spectral.cache import BasisCache
     from .trainer.loop import train
     from .trainer.spec import TrainSpec, recipe
 
@@ -113,7 +118,7 @@ def _train(args: argparse.Namespace) -> int:
         rank=own.rank if args.rank is None and args.columns is None else args.rank,
         columns=args.columns,
         rotation=args.rotation,
-        targets=args.targets,
+        targets=own.targets if args.targets is None else args.targets,
         steps=own.steps if args.steps is None else args.steps,
         batch_size=own.batch_size if args.batch_size is None else args.batch_size,
         lr=own.lr if args.lr is None else args.lr,
@@ -129,7 +134,7 @@ def _train(args: argparse.Namespace) -> int:
         device="cpu" if args.cpu else None,
     )
     with Console() as console, StopOnSignal() as stop:
-        outcome = train(spec, console, stop=stop)
+        outcome = train(spec, console, cache=BasisCache(), stop=stop)
     return 0 if outcome.reason != "diverged" else 1
 
 

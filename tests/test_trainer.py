@@ -180,26 +180,26 @@ def test_an_existing_file_is_never_overwritten(pictures, base):
 
 
 def fixed_loss(base: models.Base, wanted: TrainSpec) -> float:
-    """The mean loss over the same 12 batches of noise, none of which training has seen."""
+    """The mean loss over the same 8 batches of noise, none of which training has seen."""
     folder = data.scan(wanted.images, wanted.trigger)
     task = loop._prepare(replace(wanted, seed=99), base, folder, base.resolution, lambda _event: None)
     with torch.no_grad():
-        return sum(float(loop.denoising_loss(task, 1000 + i)) for i in range(12)) / 12
+        return sum(float(loop.denoising_loss(task, 1000 + i)) for i in range(8)) / 8
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_lowers_the_loss_and_the_file_gives_it_back(pictures, base, cache, method):
-    wanted = spec(pictures, method=method, steps=30, lr=RATES[method])
+    wanted = spec(pictures, method=method, steps=20, lr=RATES[method])
     before = {name: p.clone() for name, p in base.unet.named_parameters()}
     untrained = fixed_loss(base, wanted)
     events = []
     outcome = loop.train(wanted, events.append, base=base, cache=cache)
 
-    assert outcome.reason == "finished" and len(outcome.losses) == 30
+    assert outcome.reason == "finished" and len(outcome.losses) == 20
     plan = next(e for e in events if isinstance(e, Plan))
     assert plan.parameters == outcome.parameters and plan.layers > 0
     assert plan.file_bytes == pytest.approx(outcome.file_bytes, rel=0.02)
-    assert [e.step for e in events if isinstance(e, Step)] == list(range(1, 31))
+    assert [e.step for e in events if isinstance(e, Step)] == list(range(1, 21))
     assert isinstance(events[-1], Ended) and isinstance(events[-2], Saved)
     assert list(wanted.out.parent.glob(".*")) == [], "the rehearsal of saving leaves nothing behind"
 
@@ -210,7 +210,7 @@ def test_training_lowers_the_loss_and_the_file_gives_it_back(pictures, base, cac
     assert adapter.trigger_words == ["sks"] and adapter.base_name == base.name
     report = sa.merge(adapter, fresh.unet, prefix="lora_unet_", cache=cache)
     assert len(report.layers) == plan.layers
-    assert fixed_loss(fresh, wanted) < 0.97 * untrained
+    assert fixed_loss(fresh, wanted) < 0.98 * untrained
 
 
 def test_the_same_seed_gives_the_same_file(pictures, base, cache):
@@ -280,6 +280,25 @@ def test_a_loss_that_fails_at_once_saves_nothing(pictures, base, cache, monkeypa
         loop.train(spec(pictures), base=base, cache=cache)
     assert not list(pictures.parent.glob("*.safetensors"))
     assert "forward" not in vars(base.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q"))
+
+
+def test_a_file_that_appears_meanwhile_costs_no_work(pictures, base, cache):
+    wanted = spec(pictures)
+
+    def intrude(event: object) -> None:
+        if isinstance(event, Step) and event.step == 2:
+            wanted.out.write_bytes(b"somebody else's")
+
+    outcome = loop.train(wanted, intrude, base=base, cache=cache)
+    assert wanted.out.read_bytes() == b"somebody else's"
+    assert outcome.path.name == "out-2.safetensors" and sa.load(outcome.path).layers
+
+
+def test_captions_that_are_cut_are_named(pictures, base, cache):
+    (pictures / "1.txt").write_text("a photo of a sks mug " * 20)
+    events = []
+    loop.train(spec(pictures, steps=1), events.append, base=base, cache=cache)
+    assert ["1 captions exceed the" in e.text and "1.png" in e.text for e in events if isinstance(e, Notice)] == [True]
 
 
 def test_notices_reach_the_listener(pictures, base, cache):

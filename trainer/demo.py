@@ -132,6 +132,7 @@ def demo_spec(method: str, steps: int | None, lr: float | None, seed: int, out: 
         out=out,
         method=method,
         rank=own.rank,
+        targets=own.targets,
         steps=own.steps if steps is None else steps,
         lr=own.lr if lr is None else lr,
         batch_size=own.batch_size,

@@ -89,9 +89,7 @@ class Label:
             "ss_resolution": f"({self.resolution}, {self.resolution})",
             "ss_num_train_images": len(self.folder.pictures),
             "ss_min_snr_gamma": spec.min_snr_gamma,
-            "modelspec.prediction_type": {"v_prediction": "v"}.get(
-                self.base.noise.config.prediction_type, self.base.noise.config.prediction_type
-            ),
+            "modelspec.prediction_type": "v" if self.base.v_prediction else "epsilon",
         }
         return save(
             adapter,
@@ -142,7 +140,7 @@ def train(
         for injected in adapters:
             injected.remove()
     listen(Phase("saving"))
-    path = label.write(adapter, spec.out, steps=len(losses))
+    path = label.write(adapter, free_name(spec.out), steps=len(losses))
     outcome = Outcome(reason, path, len(losses), losses, seconds, count(adapter), path.stat().st_size)
     listen(Saved(path, outcome.file_bytes))
     listen(Ended(reason, outcome.steps, _sentence(outcome, spec)))
@@ -153,6 +151,9 @@ def train(
 def _prepare(spec: TrainSpec, base: Base, folder: data.Folder, resolution: int, listen: Listener) -> Task:
     latents = data.cache_latents(base.vae, folder.pictures, resolution, lambda *at: listen(Progress(*at)))
     captions = [picture.caption for picture in folder.pictures]
+    if cut := [picture.path.name for picture in folder.pictures if base.is_cut(picture.caption)]:
+        length = base.tokenizer.model_max_length
+        listen(Notice(f"{len(cut)} captions exceed the {length} tokens that are read, the first that of {cut[0]}."))
     text = None if spec.text_encoder else base.encode(captions)
     return Task(spec, base, latents, captions, text, base.noise.alphas_cumprod.to(latents.device))
 
@@ -261,10 +262,9 @@ def denoising_loss(task: Task, step: int) -> Tensor:
     noisy = scheduler.add_noise(clean, noise, timesteps)
     text = task.base.encode([task.captions[i] for i in chosen]) if task.text is None else task.text[chosen]
     predicted = task.base.unet(noisy, timesteps, text).sample
-    v_prediction = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(clean, noise, timesteps) if v_prediction else noise
+    target = scheduler.get_velocity(clean, noise, timesteps) if task.base.v_prediction else noise
     error = functional.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
-    return (error * snr_weights(task.alphas[timesteps], spec.min_snr_gamma, v_prediction)).mean()
+    return (error * snr_weights(task.alphas[timesteps], spec.min_snr_gamma, task.base.v_prediction)).mean()
 
 
 def draw(seed: int, step: int, clean: Tensor, levels: int) -> tuple[Tensor, Tensor]:
@@ -283,6 +283,15 @@ def snr_weights(alphas: Tensor, gamma: float | None, v_prediction: bool) -> Tens
         return torch.ones_like(alphas)
     snr = alphas / (1 - alphas)
     return snr.clamp(max=gamma) / (snr + 1 if v_prediction else snr)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or `name-2`, `name-3` … where a file has appeared while training ran: the work must not be lost."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 def count(adapter: Adapter) -> int:

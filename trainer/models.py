@@ -75,6 +75,15 @@ class Base:
             part.to(device)
         return self
 
+    @property
+    def v_prediction(self) -> bool:
+        """Whether the UNet predicts the velocity instead of the noise."""
+        return self.noise.config.prediction_type == "v_prediction"
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether the text encoder does not get to see the whole caption."""
+        return len(self.tokenizer(caption).input_ids) > self.tokenizer.model_max_length
+
     def tokens(self, captions: list[str]) -> Tensor:
         """(B, length) token ids, padded and cut to the text encoder's length as the pipeline does."""
         length = self.tokenizer.model_max_length
