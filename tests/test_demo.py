@@ -14,6 +14,7 @@ from spectral_adapters.trainer.spec import TINY_RECIPES
 @pytest.fixture(autouse=True)
 def fewer_pictures(monkeypatch):
     monkeypatch.setattr(demo, "ROUNDS", 1)
+    monkeypatch.setattr(demo, "SAMPLING_STEPS", 4)
 
 
 def test_the_demo_leaves_a_file_a_picture_and_numbers_that_agree(tmp_path):
@@ -77,6 +78,7 @@ def test_every_method_has_a_recipe():
 def test_every_method_learns_the_concept(tmp_path, method, monkeypatch):
     """The whole demo, half a minute to two minutes each."""
     monkeypatch.setattr(demo, "ROUNDS", 2)
+    monkeypatch.setattr(demo, "SAMPLING_STEPS", 25)
     facts = demo.run_demo(tmp_path / "demo", method=method).facts
     print(json.dumps({k: facts[k] for k in ("method", "trainable_parameters", "file_bytes", "fidelity", "seconds")}))
     assert facts["fidelity"]["after"] > facts["fidelity"]["before"] + 0.15

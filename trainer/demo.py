@@ -34,6 +34,7 @@ from .samples import Row, sample, sheet
 from .spec import TrainSpec, recipe
 
 CONCEPT = "smiley_mug"
+REFERENCE = ASSETS / "demo" / f"{CONCEPT}.json"
 DEFAULT_METHOD = "additive"
 SCENES = ("on grass", "in the snow", "at night", "in the desert", "under water", "on a table")
 # Things the base knows and the adapter should leave alone: prompt, kind, colour.
@@ -46,6 +47,7 @@ OTHERS = (
     ("a photo of a red tree on a table", "tree", "red"),
 )
 ROUNDS = 2  # pictures per scene that the fidelity is the mean of
+SAMPLING_STEPS = 25
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
 FILES = ("before_after.png", "result.json")
 HOW = (
@@ -96,6 +98,7 @@ def run_demo(
     None takes the method's recipe for the tiny base. Raises SpectralError or Cancelled, and `out` is untouched then.
     """
     started = time.perf_counter()
+    load_reference(REFERENCE)
     spec = demo_spec(method or DEFAULT_METHOD, steps, lr, seed)
     spec.build_method()
     judge = load_judge()
@@ -145,16 +148,16 @@ def demo_spec(method: str, steps: int | None, lr: float | None, seed: int, out: 
 
 def concept_word() -> str:
     """The word that stands for the concept in the captions."""
-    return json.loads((ASSETS / "demo" / f"{CONCEPT}.json").read_text(encoding="utf-8"))["word"]
+    return json.loads(REFERENCE.read_text(encoding="utf-8"))["word"]
 
 
 def make_pictures(base: Base, seed: int) -> Pictures:
     """The demo's prompts on a model; the same seeds each time, so that only the model differs."""
-    kind = load_reference(ASSETS / "demo" / f"{CONCEPT}.json").kind
+    kind = load_reference(REFERENCE).kind
     prompts = [f"a photo of a {concept_word()} {kind} {scene}" for _ in range(ROUNDS) for scene in SCENES]
-    pipeline = base.pipeline()
-    concept = sample(pipeline, prompts, size=base.resolution, seed=1000 + seed)
-    others = sample(pipeline, [prompt for prompt, _, _ in OTHERS], size=base.resolution, seed=2000 + seed)
+    pipeline, size = base.pipeline(), base.resolution
+    concept = sample(pipeline, prompts, size=size, seed=1000 + seed, steps=SAMPLING_STEPS)
+    others = sample(pipeline, [p for p, _, _ in OTHERS], size=size, seed=2000 + seed, steps=SAMPLING_STEPS)
     return Pictures(concept, others)
 
 
@@ -165,7 +168,7 @@ class _Scores:
 
 
 def _scores(judge: Judge, pictures: Pictures) -> _Scores:
-    reference = load_reference(ASSETS / "demo" / f"{CONCEPT}.json")
+    reference = load_reference(REFERENCE)
     seen = describe(judge, pictures.others)
     right = sum((kind, colour) == found[:2] for (_, kind, colour), found in zip(OTHERS, seen))
     return _Scores(fidelity(judge, pictures.concept, reference), right / len(OTHERS))
@@ -175,7 +178,7 @@ def _facts(
     spec: TrainSpec, adapter: Adapter, outcome: Outcome, report: MatchReport, before: _Scores, after: _Scores
 ) -> dict[str, object]:
     held_out = len(list((ASSETS / "demo" / f"{CONCEPT}_heldout").glob("*.png")))
-    reference = load_reference(ASSETS / "demo" / f"{CONCEPT}.json")
+    reference = load_reference(REFERENCE)
     return {
         "method": adapter.method.name,
         "settings": adapter.method.settings,
