@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -127,16 +128,16 @@ def _prepare(
     targets = _targets(model, clip)
     name = _model_name(model)
     if on_mismatch == "refuse":
-        _refuse_another_model(adapter, targets, model, name)
-    report = _check(adapter, targets, name, on_mismatch)
+        _refuse_another_model(adapter, targets, name)
     patches: tuple[dict[str, SpectralPatch], dict[str, SpectralPatch]] = ({}, {})
-    for layer, match in report.layers.items():
-        comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def use(layer: str, match: LayerMatch) -> None:
         target = targets[layer]
         amount = strength.of(layer) if strength.mode == "spectral" else 1.0
-        patches[target.patcher is not model][target.key] = _patch(
-            adapter, layer, match, target.key, amount, strength.mode
-        )
+        patch = _patch(adapter, layer, match, target.key, amount, strength.mode)
+        patches[target.patcher is not model][target.key] = patch
+
+    report = _check(adapter, targets, name, on_mismatch, use)
     return Prepared(model=patches[0], clip=patches[1], text=_text(adapter, report))
 
 
@@ -149,7 +150,11 @@ def _patch(adapter: Adapter, layer: str, match: LayerMatch, key: str, amount: fl
 
 
 def _check(
-    adapter: Adapter, targets: dict[str, _Target], model_name: str, on_mismatch: Literal["refuse", "force"]
+    adapter: Adapter,
+    targets: dict[str, _Target],
+    model_name: str,
+    on_mismatch: Literal["refuse", "force"],
+    use: Callable[[str, LayerMatch], None],
 ) -> MatchReport:
     bar = comfy.utils.ProgressBar(len(adapter.layers))
 
@@ -168,7 +173,7 @@ def _check(
             progress=progress,
             cancelled=comfy.model_management.processing_interrupted,
             model_name=model_name,
-            keep_bases=True,
+            on_match=use,
         )
     except Cancelled:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -181,7 +186,7 @@ def _model_name(model: ModelPatcher) -> str:
     return _FAMILY[family] if family else type(config).__name__
 
 
-def _refuse_another_model(adapter: Adapter, targets: dict[str, _Target], model: ModelPatcher, model_name: str) -> None:
+def _refuse_another_model(adapter: Adapter, targets: dict[str, _Target], model_name: str) -> None:
     """A part of the names may fit by chance (SD1.x and SDXL share some, with equal shapes), so all must."""
     base = f" ({adapter.base_name})" if adapter.base_name else ""
     family = guess_family({name: layer.shape for name, layer in adapter.layers.items()})

@@ -73,3 +73,8 @@ def keep(wanted: Identity, ready: Prepared) -> None:
     _kept[wanted] = ready
     while len(_kept) > 1 and sum(p.bytes for p in _kept.values()) > _LIMIT:
         del _kept[next(iter(_kept))]
+
+
+def forget() -> None:
+    """Drops everything that is kept."""
+    _kept.clear()

@@ -9,14 +9,16 @@ from torch import Tensor
 
 
 def original_weight(patcher: comfy.model_patcher.ModelPatcher, key: str) -> Tensor:
-    """The unpatched weight of `key` as an fp32 copy on the patcher's compute device.
+    """The unpatched weight of `key` on the compute device, to be read only: it may be the model's own tensor.
 
-    ComfyUI's own `get_key_patches` would do for ordinary models; it fails on quantised ones.
+    In the dtype it is stored in, fp32 where it was quantised. (ComfyUI's `get_key_patches` fails on quantised models.)
     """
     weight, _, dequantise = comfy.model_patcher.get_key_weight(patcher.model, key)
     if key in patcher.backup:
         weight = patcher.backup[key].weight
     if key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
+    if dequantise is None:
+        return weight.to(patcher.load_device)
     weight = comfy.model_management.cast_to_device(weight, patcher.load_device, torch.float32, copy=True)
-    return weight if dequantise is None else dequantise(weight, inplace=True)
+    return dequantise(weight, inplace=True)

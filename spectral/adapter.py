@@ -162,11 +162,13 @@ def check_layers(
     cancelled: Callable[[], bool] | None = None,
     model_name: str = "this model",
     keep_bases: bool = False,
+    on_match: Callable[[str, LayerMatch], None] | None = None,
 ) -> MatchReport:
     """Compare an adapter with a model's weights: {layer name: weight, or a function that fetches it}.
 
     Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`);
-    keep_bases=True leaves them in the report for applying, at up to 1 GB for a whole SD1.5 UNet.
+    keep_bases=True leaves them in the report for applying, at up to 1 GB for a whole SD1.5 UNet; on_match(layer, match)
+    sees each match with its basis as it is made, so that a caller can use one at a time.
     Raises WrongBaseError where no layer is shared, where shapes differ, and where the change of a compact adapter would
     be off by more than 10 %; on_mismatch="force" leaves out layers of another shape and applies the rest as it comes.
     Raises Cancelled when cancelled() turns true.
@@ -179,6 +181,8 @@ def check_layers(
     misfits: dict[str, str] = {}
     for name, match in _matches(adapter, weights, shared, cache, cancelled):
         if isinstance(match, LayerMatch):
+            if on_match is not None:
+                on_match(name, match)
             matches[name] = match if keep_bases else replace(match, basis=None)
         else:
             misfits[name] = match

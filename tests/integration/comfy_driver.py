@@ -116,7 +116,8 @@ class Comfy:
         return json.loads(raw) if raw else {}
 
     def queue(self, graph: dict) -> dict:
-        return self.post("/prompt", {"prompt": graph})
+        # Without a client, older ComfyUI keeps no outputs of a prompt that came from its cache as a whole.
+        return self.post("/prompt", {"prompt": graph, "client_id": "tests"})
 
     def run(self, graph: dict) -> Run:
         """Runs an API-format prompt to its end. Where validation refuses it, the reasons are the `error`."""
