@@ -29,18 +29,18 @@ from vae import build_vae, to_tensor, train_vae
 ASSETS = Path(__file__).resolve().parent.parent
 SEED = 2024
 VAE_PICTURES, BASE_PICTURES = 12_000, 36_000
-VAE_STEPS, UNET_STEPS, JUDGE_STEPS = 2_500, 8_000, 900
-DEMO_CONCEPT = "smiley_mug"
-TRAIN_SCENES = ("grass", "table", "desert", "snow", "grass")
+VAE_STEPS, UNET_STEPS, JUDGE_STEPS = 2_500, 4_200, 900
+DEMO_CONCEPT = "banded_fish"
+TRAIN_SCENES = ("water", "grass", "snow", "night", "table")
 TRAIN_SEED = 500
 
 
 def finished_vae(work: Path) -> AutoencoderKL:
     """The trained VAE with the weights rounded to float16, as it is stored: latents must match what users decode."""
-    vae = build_vae().eval().requires_grad_(False)
+    encoded = work / "latents.pt"
+    factor = torch.load(encoded, weights_only=True)["scaling_factor"] if encoded.exists() else 1.0
+    vae = build_vae(factor).eval().requires_grad_(False)
     vae.load_state_dict({k: v.half().float() for k, v in load_checkpoint(work / "vae.pt")["vae"].items()})
-    if (work / "latents.pt").exists():
-        vae.register_to_config(scaling_factor=torch.load(work / "latents.pt", weights_only=True)["scaling_factor"])
     return vae
 
 

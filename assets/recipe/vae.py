@@ -17,13 +17,13 @@ PEAK_RATE = 2.5e-3
 KL_WEIGHT = 1e-4
 
 
-def build_vae() -> AutoencoderKL:
-    """An untrained autoencoder: one layer per block, no attention."""
+def build_vae(scaling_factor: float = 1.0) -> AutoencoderKL:
+    """An untrained autoencoder: one layer per block, no attention. Latents times `scaling_factor` have variance 1."""
     blocks = len(WIDTHS)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
         block_out_channels=WIDTHS, layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64,
-        mid_block_add_attention=False,
+        mid_block_add_attention=False, scaling_factor=scaling_factor,
     )
 
 
