@@ -33,7 +33,7 @@ from .models import ASSETS, TINY, Base, load_base
 from .samples import Row, sample, sheet
 from .spec import TrainSpec, recipe
 
-CONCEPT = "smiley_mug"
+CONCEPT = "banded_fish"
 REFERENCE = ASSETS / "demo" / f"{CONCEPT}.json"
 DEFAULT_METHOD = "additive"
 SCENES = ("on grass", "in the snow", "at night", "in the desert", "under water", "on a table")
