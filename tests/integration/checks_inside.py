@@ -30,10 +30,14 @@ import comfy.lora  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import comfy.utils  # noqa: E402
 import small_checkpoint  # noqa: E402
 import torch  # noqa: E402
 from comfy.model_patcher import ModelPatcher  # noqa: E402
+from comfy.sd1_clip import SD1ClipModel  # noqa: E402
+from comfy.sdxl_clip import SDXLClipModel  # noqa: E402
+from comfy.text_encoders.sd2_clip import SD2ClipModel  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 spec = importlib.util.spec_from_file_location(
@@ -45,12 +49,37 @@ spec.loader.exec_module(sys.modules["spectral_adapters"])
 from spectral_adapters.nodes.apply import Strength, apply  # noqa: E402
 from spectral_adapters.nodes.patch import dense_patch, thin_patch  # noqa: E402
 from spectral_adapters.nodes.weights import original_weight  # noqa: E402
+from spectral_adapters.spectral import names  # noqa: E402
 from spectral_adapters.spectral.errors import SpectralError, WrongBaseError  # noqa: E402
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 # What storing the changed weight costs, relative to the largest weight; fp8 has three bits of mantissa.
 ROUNDING = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 8e-3, "fp8": 0.13, "scaled fp8": 0.13}
+# ComfyUI's UNet configurations, without weights.
+UNET = {
+    "in_channels": 4, "out_channels": 4, "model_channels": 320, "image_size": 32, "adm_in_channels": None,
+    "use_checkpoint": False, "use_spatial_transformer": True, "legacy": False,
+    "use_temporal_attention": False, "use_temporal_resblock": False,
+}  # fmt: skip
+FOUR_LEVELS = {
+    "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2] * 4, "transformer_depth": [1] * 6 + [0, 0],
+    "transformer_depth_middle": 1, "transformer_depth_output": [1] * 9 + [0] * 3,
+}  # fmt: skip
+THREE_LEVELS = {
+    "channel_mult": [1, 2, 4], "num_res_blocks": [2] * 3, "transformer_depth": [0, 0, 2, 2, 10, 10],
+    "transformer_depth_middle": 10, "transformer_depth_output": [0] * 3 + [2] * 3 + [10] * 3,
+    "num_classes": "sequential", "adm_in_channels": 2816,
+}  # fmt: skip
+LINEAR = {"use_linear_in_transformer": True, "num_head_channels": 64}
+FULL_SIZE = {
+    "sd1": (
+        comfy.supported_models.SD15,
+        FOUR_LEVELS | {"context_dim": 768, "use_linear_in_transformer": False, "num_heads": 8},
+    ),
+    "sd2": (comfy.supported_models.SD20, FOUR_LEVELS | LINEAR | {"context_dim": 1024}),
+    "sdxl": (comfy.supported_models.SDXL, THREE_LEVELS | LINEAR | {"context_dim": 2048}),
+}
 KEY = "diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
 CONV = "diffusion_model.middle_block.0.in_layers.2.weight"
 
@@ -369,6 +398,24 @@ def check_broken_files_are_refused() -> None:
             expect(word in str(refused), f"{name}: the refusal does not speak of {word!r}: {refused}")
         else:
             expect(False, f"{name} was accepted")
+
+
+def check_comfyui_knows_every_layer_name() -> None:
+    """Full-size models without weights: each layer name of the package must have a place in ComfyUI's key maps."""
+    for family, (kind, differences) in FULL_SIZE.items():
+        model = kind(UNET | differences).get_model({}, "", torch.device("meta"))
+        _all_known(family, names.unet_paths(family), comfy.lora.model_lora_keys_unet(model, {}), model)
+    for family, kind in (("sd1", SD1ClipModel), ("sd2", SD2ClipModel), ("sdxl", SDXLClipModel)):
+        model = kind(device="meta", dtype=torch.float16)
+        keys = comfy.lora.model_lora_keys_clip(model, {})
+        for prefix in names.TEXT_PREFIXES[family]:
+            _all_known(family, names.text_paths(family, prefix), keys, model)
+
+
+def _all_known(family: str, paths: dict[str, str], keys: dict[str, str], model: torch.nn.Module) -> None:
+    state = model.state_dict()
+    unknown = [name for name in paths if name not in keys or keys[name] not in state]
+    expect(len(paths) >= 72 and not unknown, f"{family}: {len(unknown)} unknown to ComfyUI, such as {unknown[:3]}")
 
 
 def check_patches_stay_on_the_cpu_and_small() -> None:
