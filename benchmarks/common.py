@@ -61,6 +61,13 @@ def flat(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / n**0.5
 
 
+def read(name: str) -> dict:
+    """The kept result of a benchmark without its machine, or {} where there is none."""
+    path = RESULTS / f"{name}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    return {key: value for key, value in kept.items() if key != "machine"}
+
+
 def write(name: str, result: dict) -> None:
     """Print the result and keep it as benchmarks/results/<name>.json, with what it was measured on."""
     machine = {
