@@ -75,13 +75,15 @@ def apply(
         return Applied(model, clip, words, f"Nothing applied.\n{left}")
     identity = prepared.identity(path, model, clip, strength, on_mismatch)
     ready = prepared.find(identity)
+    effort = "kept from the last run"
     if ready is None:
         ready = _prepare(replace(adapter, layers=wanted), model, clip, strength, on_mismatch)
+        effort = ready.effort
         prepared.keep(identity, ready)
     scale = strength if strength.mode == "linear" else Strength(1.0, 1.0)
     model = _patched(model, ready.model, scale.model)
     clip = _patched(clip, ready.clip, scale.clip)
-    return Applied(model, clip, words, f"{ready.text}\n{left}".strip())
+    return Applied(model, clip, words, f"{ready.fit}; {effort}.\n{left}".strip())
 
 
 def _left_out(adapter: Adapter, clip: CLIP | None, strength: Strength, count: int) -> str:
@@ -96,7 +98,9 @@ def _left_out(adapter: Adapter, clip: CLIP | None, strength: Strength, count: in
     return f"{count} of {len(adapter.layers)} layers left out: {reason}."
 
 
-def _patched(target: ModelPatcher | CLIP | None, patches: dict[str, SpectralPatch], strength: float):
+def _patched(
+    target: ModelPatcher | CLIP | None, patches: dict[str, SpectralPatch], strength: float
+) -> ModelPatcher | CLIP | None:
     if not patches:
         return target
     clone = target.clone()
@@ -138,7 +142,7 @@ def _prepare(
         patches[target.patcher is not model][target.key] = patch
 
     report = _check(adapter, targets, name, on_mismatch, use)
-    return Prepared(model=patches[0], clip=patches[1], text=_text(adapter, report))
+    return Prepared(model=patches[0], clip=patches[1], fit=_fit(adapter, report), effort=_effort(adapter, report))
 
 
 def _patch(adapter: Adapter, layer: str, match: LayerMatch, key: str, amount: float, mode: str) -> SpectralPatch:
@@ -204,14 +208,14 @@ def _refuse_another_model(adapter: Adapter, targets: dict[str, _Target], model_n
         )
 
 
-def _text(adapter: Adapter, report: MatchReport) -> str:
-    """Two short lines: the node shows no more without being enlarged."""
-    applied = len(report.layers)
-    match = "" if report.match is None else f"Match {percent(report.match)}; "
-    if adapter.profile == "compact":
-        basis = f"{report.seconds:.1f} s; {report.from_cache} of {applied} from cache"
-    else:
-        basis = "no decomposition"
-    return (
-        f"{applied} of {len(adapter.layers)} layers applied, {len(adapter.layers) - applied} unused.\n{match}{basis}."
-    )
+def _fit(adapter: Adapter, report: MatchReport) -> str:
+    """With the effort two short lines: the node shows no more without being enlarged."""
+    applied, total = len(report.layers), len(adapter.layers)
+    match = "" if report.match is None else f"Match {percent(report.match)}"
+    return f"{applied} of {total} layers applied, {total - applied} unused.\n{match}"
+
+
+def _effort(adapter: Adapter, report: MatchReport) -> str:
+    if adapter.profile == "portable":
+        return "no decomposition"
+    return f"{report.seconds:.1f} s; {report.from_cache} of {len(report.layers)} from cache"

@@ -21,11 +21,12 @@ _LIMIT = 512 << 20  # bytes; the dense changes of SD1.5's attention layers need 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Patches by model key for strength 1 (or, in spectral mode, for one strength), and the report."""
+    """Patches by model key for strength 1 (or, in spectral mode, for one strength), and what to tell the user."""
 
     model: dict[str, SpectralPatch]
     clip: dict[str, SpectralPatch]
-    text: str
+    fit: str
+    effort: str
 
     @property
     def bytes(self) -> int:

@@ -1,7 +1,6 @@
 """Adapters with random parameters for the small checkpoint, one file per method and profile."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import spectral_adapters as sa
@@ -70,7 +69,7 @@ def write_all(folder: Path, state: Mapping[str, Tensor]) -> None:
             save_file(sa.to_lora(adapter), folder / f"{file}-lora.safetensors")
     another = {layer: weights[layer] for layer in layer_keys(text_encoder=False, convolutions=False)}
     save(make(sa.method("rotation", rank=4), another, "portable", seed=6), folder / "unet-only.safetensors")
-    save(renamed(make(sa.method("additive", rank=2), another, "portable")), folder / "sdxl.safetensors")
+    save(sdxl(), folder / "sdxl.safetensors")
     whole = (folder / "rotation.safetensors").read_bytes()
     (folder / "cut-off.safetensors").write_bytes(whole[: len(whole) // 2])
 
@@ -79,16 +78,13 @@ def save(adapter: sa.Adapter, path: Path) -> None:
     sa.save(adapter, path, profile=adapter.profile, base_name="small", trigger_words=TRIGGERS)
 
 
-def renamed(adapter: sa.Adapter) -> sa.Adapter:
-    """The adapter with layer names of SDXL: its UNet is spelled by LDM paths, and two of these exist in SD1.x too."""
-    layers = {}
-    for name, layer in adapter.layers.items():
-        for kohya, ldm in zip(ATTENTION, ("input_blocks.4.1", "middle_block.1", "output_blocks.3.1")):
-            if name.startswith(f"lora_unet_{kohya}"):
-                new = name.replace(kohya, ldm.replace(".", "_"))
-                layers[new] = replace(layer, name=new)
-    return replace(adapter, layers=layers)
-
-
-def names(files: Iterable[str]) -> list[str]:
-    return [f"{file}.safetensors" for file in files]
+def sdxl() -> sa.Adapter:
+    """A few layers of SDXL: some of their names exist in SD1.x too, and some even with the same shape."""
+    random = torch.Generator().manual_seed(7)
+    shapes = {
+        "input_blocks_4_1_transformer_blocks_0_attn1_to_q": (640, 640),
+        "input_blocks_4_1_transformer_blocks_1_attn1_to_q": (640, 640),
+        "input_blocks_4_1_transformer_blocks_0_attn2_to_k": (640, 2048),
+    }
+    weights = {f"lora_unet_{name}": torch.randn(shape, generator=random) / 30 for name, shape in shapes.items()}
+    return make(sa.method("additive", rank=2), weights, "portable")

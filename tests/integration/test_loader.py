@@ -89,6 +89,15 @@ def test_removing_the_node_restores_the_base(comfy: Comfy, base_picture: np.ndar
     assert difference(adapted(comfy, spectral("rotation")).picture, changed) == 0
 
 
+def test_a_moved_strength_needs_no_new_preparation(comfy: Comfy) -> None:
+    adapted(comfy, spectral("soda", 0.7))
+    moved = adapted(comfy, spectral("soda", 0.6))
+    assert "kept from the last run" in moved.text["20"]
+    spectrally = adapted(comfy, spectral("soda", 0.6, mode="spectral"))
+    assert "from cache" in spectrally.text["20"]
+    assert difference(moved.picture, spectrally.picture) > 0
+
+
 def test_a_larger_strength_acts_more(comfy: Comfy, base_picture: np.ndarray) -> None:
     effects = [difference(adapted(comfy, spectral("additive", s)).picture, base_picture) for s in (0.25, 0.5, 1.0)]
     assert 0 < effects[0] < effects[1] < effects[2]
@@ -181,8 +190,10 @@ def test_a_portable_file_fits_a_related_base(comfy: Comfy) -> None:
 def test_an_sdxl_file_is_refused_with_the_reason(comfy: Comfy, base_picture: np.ndarray) -> None:
     refused = adapted(comfy, spectral("sdxl"))
     assert not refused.ok
-    assert "Stable Diffusion 1.x" in refused.error
-    assert "layers" in refused.error
+    assert "trained on SDXL" in refused.error
+    assert "the connected model is Stable Diffusion 1.x" in refused.error
+    forced = adapted(comfy, spectral("sdxl", mismatch="force"))
+    assert not forced.ok, "not one of its layers fits"
     assert difference(comfy.run(picture_graph(BASE)).picture, base_picture) == 0
 
 

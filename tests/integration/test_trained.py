@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder for ComfyUI with the random checkpoint in it."""
     base = tmp_path_factory.mktemp("trained")
-    (base / "models" / "checkpoints").mkdir(parents=True)
+    for folder in ("checkpoints", "spectral_adapters"):
+        (base / "models" / folder).mkdir(parents=True)
     sd15_random.write(base / "models" / "checkpoints" / "random.safetensors")
     return base
 
