@@ -50,7 +50,7 @@ def test_a_second_run_keeps_the_first(tmp_path):
         "earlier-1",
         "before_after.png",
         "result.json",
-        "banded_fish-soda.safetensors",
+        f"{demo.CONCEPT}-soda.safetensors",
     }
 
 

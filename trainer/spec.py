@@ -113,10 +113,10 @@ class Recipe:
 # Found by trying (docs/training.md): the tiny base has large weights and short runs, so its rates are far above
 # Stable Diffusion's.
 TINY_RECIPES: dict[str, Recipe] = {
-    "svdiff": Recipe(200, 1e-2, targets="all", batch_size=8, warmup=20),
+    "svdiff": Recipe(200, 2e-2, targets="all", batch_size=8, warmup=20),
     "additive": Recipe(200, 1e-3, targets="all", batch_size=8, warmup=20),
-    "rotation": Recipe(200, 1e-3, rank=32, targets="all", batch_size=8, warmup=20),
-    "soda": Recipe(200, 3e-3, targets="all", batch_size=8, warmup=20),
+    "rotation": Recipe(200, 2e-3, rank=16, targets="all", batch_size=8, warmup=20),
+    "soda": Recipe(200, 6e-3, targets="all", batch_size=8, warmup=20),
 }
 
 
