@@ -23,6 +23,7 @@ from .patch import SpectralPatch, dense_patch, thin_patch
 from .prepared import Prepared
 from .weights import original_weight
 
+_SPOT_CHECKS = 16  # of a portable file's layers; all 128 of SD1.5's attention would take as long as patching them
 _FAMILY = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 
 
@@ -146,6 +147,8 @@ def _prepare(
 
 
 def _patch(adapter: Adapter, layer: str, match: LayerMatch, key: str, amount: float, mode: str) -> SpectralPatch:
+    if match.thin is not None and mode == "linear":
+        return thin_patch(key, *match.thin)
     params = {name: p.to(match.basis.s) for name, p in adapter.layers[layer].params.items()}
     pair = adapter.method.factors(match.basis, params, amount, mode)
     if pair is not None:
@@ -178,6 +181,7 @@ def _check(
             cancelled=comfy.model_management.processing_interrupted,
             model_name=model_name,
             on_match=use,
+            spot_checks=_SPOT_CHECKS,
         )
     except Cancelled:
         comfy.model_management.throw_exception_if_processing_interrupted()

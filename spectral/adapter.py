@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
@@ -163,12 +163,14 @@ def check_layers(
     model_name: str = "this model",
     keep_bases: bool = False,
     on_match: Callable[[str, LayerMatch], None] | None = None,
+    spot_checks: int | None = None,
 ) -> MatchReport:
     """Compare an adapter with a model's weights: {layer name: weight, or a function that fetches it}.
 
     Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`);
     keep_bases=True leaves them in the report for applying, at up to 1 GB for a whole SD1.5 UNet; on_match(layer, match)
-    sees each match with its basis as it is made, so that a caller can use one at a time.
+    sees each match with its basis as it is made, so that a caller can use one at a time. spot_checks judges only about
+    so many layers with frames, evenly spread: their match is information, and costs as much as applying them.
     Raises WrongBaseError where no layer is shared, where shapes differ, and where the change of a compact adapter would
     be off by more than 10 %; on_mismatch="force" leaves out layers of another shape and applies the rest as it comes.
     Raises Cancelled when cancelled() turns true.
@@ -179,11 +181,11 @@ def check_layers(
         raise WrongBaseError(_nothing_shared(adapter, weights, model_name))
     matches: dict[str, LayerMatch] = {}
     misfits: dict[str, str] = {}
-    for name, match in _matches(adapter, weights, shared, cache, cancelled):
+    for name, match in _matches(adapter, weights, shared, _unjudged(adapter, shared, spot_checks), cache, cancelled):
         if isinstance(match, LayerMatch):
             if on_match is not None:
                 on_match(name, match)
-            matches[name] = match if keep_bases else replace(match, basis=None)
+            matches[name] = match if keep_bases else match.verdict
         else:
             misfits[name] = match
         if progress is not None:
@@ -201,6 +203,7 @@ def _matches(
     adapter: Adapter,
     weights: Mapping[str, WeightSource],
     names: list[str],
+    unjudged: set[str],
     cache: BasisCache | None,
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, LayerMatch | str]]:
@@ -219,8 +222,19 @@ def _matches(
                 yield name, str(e)
         bases = _decomposed(adapter, fetched, cache, cancelled)
         with single_threaded():
-            matched = {name: _match(adapter, name, weight, bases) for name, weight in fetched.items()}
+            matched = {
+                name: LayerMatch(adapter.layers[name].frames, None)
+                if name in unjudged
+                else _match(adapter, name, weight, bases)
+                for name, weight in fetched.items()
+            }
         yield from matched.items()
+
+
+def _unjudged(adapter: Adapter, names: list[str], spot_checks: int | None) -> set[str]:
+    framed = [name for name in names if adapter.layers[name].frames is not None]
+    every = 1 if spot_checks is None else max(1, len(framed) // spot_checks)
+    return set(framed) - set(framed[::every])
 
 
 def _match(adapter: Adapter, name: str, weight: Tensor, bases: dict[str, Basis]) -> LayerMatch:

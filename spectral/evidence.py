@@ -36,14 +36,9 @@ def rademacher(label: str, rows: int, cols: int) -> Tensor:
     1 means +1.
     """
     blocks = -(-rows * cols // 256)
-    prefix = hashlib.sha256(label.encode("utf-8") + b"\x00")
-
-    def block(i: int) -> bytes:
-        h = prefix.copy()
-        h.update(i.to_bytes(8, "big"))
-        return h.digest()
-
-    bits = np.unpackbits(np.frombuffer(b"".join(map(block, range(blocks))), dtype=np.uint8))[: rows * cols]
+    prefix = label.encode("utf-8") + b"\x00"
+    digests = b"".join([hashlib.sha256(prefix + i.to_bytes(8, "big")).digest() for i in range(blocks)])
+    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8))[: rows * cols]
     return torch.from_numpy(bits.astype(np.float32).reshape(rows, cols)).mul_(2).sub_(1)
 
 

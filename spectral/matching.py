@@ -8,7 +8,7 @@ the resulting change is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -152,7 +152,8 @@ class LayerMatch:
 
     basis: what to apply with, or None where the report does not keep it. match: 1 is perfect; compact: 1 - the probe's
     estimate of the relative error; portable: how well the frames still diagonalise this weight (information only).
-    error2, change2: the probe's squared error and squared size.
+    error2, change2: the probe's squared error and squared size. thin: up, down of the change at strength 1, where the
+    probe has needed them.
     """
 
     basis: Basis | None
@@ -162,6 +163,12 @@ class LayerMatch:
     change2: float = 0.0
     same: bool = False
     from_cache: bool = False
+    thin: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def verdict(self) -> LayerMatch:
+        """The match without what is needed for applying."""
+        return replace(self, basis=None, thin=None)
 
 
 def resolve(layer: AdapterLayer, method: Method, weight: Tensor, cache: BasisCache | None = None) -> LayerMatch:
@@ -197,7 +204,8 @@ def match_probe(layer: AdapterLayer, method: Method, basis: Basis) -> LayerMatch
     error2 = 0.0 if error2 <= floor and change2 <= floor else error2
     match = max(0.0, 1.0 - ratio(error2, change2))
     note = "" if same else "another weight than it was trained on"
-    return LayerMatch(basis, match, note, error2, change2, same, basis.from_cache)
+    thin = change if isinstance(change, tuple) else None
+    return LayerMatch(basis, match, note, error2, change2, same, basis.from_cache, thin)
 
 
 def ratio(error2: float, change2: float) -> float:
