@@ -27,7 +27,8 @@ def lora_delta(export, layer):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "rank"), [("additive", {"rank": 4}, 8), ("rotation", {"rank": 5}, 5), ("svdiff", {"rank": 6}, 6)]
+    ("name", "settings", "rank"),
+    [("additive", {"rank": 4}, 8), ("rotation", {"rank": 5}, 5), ("svdiff", {"rank": 6}, 6)],
 )
 @pytest.mark.parametrize("strength", [1.0, -0.6])
 def test_low_rank_methods_export_exactly(name, settings, rank, strength):
