@@ -147,13 +147,8 @@ def _prepare(
 
 
 def _patch(adapter: Adapter, layer: str, match: LayerMatch, key: str, amount: float, mode: str) -> SpectralPatch:
-    if match.thin is not None and mode == "linear":
-        return thin_patch(key, *match.thin)
-    params = {name: p.to(match.basis.s) for name, p in adapter.layers[layer].params.items()}
-    pair = adapter.method.factors(match.basis, params, amount, mode)
-    if pair is not None:
-        return thin_patch(key, *pair)
-    return dense_patch(key, adapter.method.delta(match.basis, params, amount, mode))
+    change = adapter.change(layer, match, amount, mode)
+    return thin_patch(key, *change) if isinstance(change, tuple) else dense_patch(key, change)
 
 
 def _check(

@@ -91,6 +91,21 @@ class Adapter:
             basis = basis.to(weight.device)
         return self.method.factors(basis, on_device(basis, found), strength, mode)
 
+    def change(
+        self, layer: str, match: LayerMatch, strength: float = 1.0, mode: Mode = "linear"
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """The change of one layer in the basis that a check has found for it (`check_layers`, on_match).
+
+        up (m, R), down (R, n), or dense (m, n) where the change has full rank; fp32, on the basis' device.
+        """
+        if match.thin is not None and mode == "linear":
+            return match.thin[0] * strength, match.thin[1]
+        if match.basis is None:
+            raise ValueError(f"the match of layer {layer!r} is a verdict only; use it while on_match sees it")
+        params = on_device(match.basis, self._layer(layer))
+        pair = self.method.factors(match.basis, params, strength, mode)
+        return self.method.delta(match.basis, params, strength, mode) if pair is None else pair
+
     @property
     def trigger_words(self) -> list[str]:
         """The words that call the concept, as stored by `save`, else from ModelSpec's trigger phrase."""
@@ -161,15 +176,14 @@ def check_layers(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     model_name: str = "this model",
-    keep_bases: bool = False,
     on_match: Callable[[str, LayerMatch], None] | None = None,
     spot_checks: int | None = None,
 ) -> MatchReport:
     """Compare an adapter with a model's weights: {layer name: weight, or a function that fetches it}.
 
-    Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`);
-    keep_bases=True leaves them in the report for applying, at up to 1 GB for a whole SD1.5 UNet; on_match(layer, match)
-    sees each match with its basis as it is made, so that a caller can use one at a time. spot_checks judges only about
+    Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`).
+    on_match(layer, match) sees each match with its basis as it is made, to be used at once (`Adapter.change`): the bases
+    of a whole SD1.5 UNet would need 1 GB, so the report holds verdicts only. spot_checks judges only about
     so many layers with frames, evenly spread: their match is information, and costs as much as applying them.
     Raises WrongBaseError where no layer is shared, where shapes differ, and where the change of a compact adapter would
     be off by more than 10 %; on_mismatch="force" leaves out layers of another shape and applies the rest as it comes.
@@ -185,7 +199,7 @@ def check_layers(
         if isinstance(match, LayerMatch):
             if on_match is not None:
                 on_match(name, match)
-            matches[name] = match if keep_bases else match.verdict
+            matches[name] = match.verdict
         else:
             misfits[name] = match
         if progress is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, MatchReport, check_layers
+from .adapter import Adapter, LayerMatch, MatchReport, check_layers
 from .cache import BasisCache
 from .errors import WrongBaseError
 from .methods import Mode
@@ -52,14 +51,16 @@ def merge(
     adapter that this module does not have (a text encoder's, say) are left to another call and named in the report.
     Raises WrongBaseError where the base does not match.
     """
-    weights = module_weights(adapter, module, prefix)
-    report = check_layers(adapter, weights, on_mismatch=on_mismatch, cache=cache)
-    with torch.no_grad():
-        changes: dict[str, Tensor] = {
-            name: adapter.delta(name, weight.data, strength, mode, cache=cache) for name, weight in weights.items()
-        }
-        for name, change in changes.items():
-            weight = weights[name].data
-            # Sum in fp32: an fp16 weight plus a small fp16 change would lose the change's low bits twice.
-            weight.copy_(weight.float() + change.reshape(weight.shape).to(weight.device))
+    weights = {name: p.data for name, p in module_weights(adapter, module, prefix).items()}
+    changes: dict[str, tuple[Tensor, Tensor] | Tensor] = {}
+
+    def note(layer: str, match: LayerMatch) -> None:
+        changes[layer] = adapter.change(layer, match, strength, mode)
+
+    report = check_layers(adapter, weights, on_mismatch=on_mismatch, cache=cache, on_match=note)
+    for name, change in changes.items():
+        weight = weights[name]
+        dense = change[0].to(weight.device) @ change[1].to(weight.device) if isinstance(change, tuple) else change
+        # Sum in fp32: an fp16 weight plus a small fp16 change would lose the change's low bits twice.
+        weight.copy_(weight.float() + dense.reshape(weight.shape).to(weight.device))
     return report

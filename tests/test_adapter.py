@@ -153,15 +153,23 @@ def test_the_cache_is_used_and_reported(tmp_path):
     assert sa.check_layers(loaded, weights, cache=cache).from_cache == 4
 
 
-def test_bases_are_kept_only_on_request(tmp_path):
-    adapter, weights = adapter_of("svdiff", {})
-    loaded = compact(adapter, tmp_path)
-    assert all(m.basis is None for m in sa.check_layers(loaded, weights).layers.values())
-    kept = sa.check_layers(loaded, weights, keep_bases=True)
-    for layer, match in kept.layers.items():
-        params = loaded.layers[layer].params
-        expected = loaded.delta(layer, weights[layer]).flatten(1)
-        torch.testing.assert_close(loaded.method.delta(match.basis, params), expected)
+@pytest.mark.parametrize(("name", "settings"), METHODS)
+@pytest.mark.parametrize(("strength", "mode"), [(1.0, "linear"), (0.6, "linear"), (0.6, "spectral")])
+def test_a_match_gives_the_change_while_it_is_seen(name, settings, strength, mode, tmp_path):
+    adapter, weights = adapter_of(name, settings)
+    loaded, changes = compact(adapter, tmp_path), {}
+
+    def note(layer, match):
+        changes[layer] = loaded.change(layer, match, strength, mode)
+
+    report = sa.check_layers(loaded, weights, on_match=note)
+    for layer, change in changes.items():
+        dense = change[0] @ change[1] if isinstance(change, tuple) else change
+        expected = loaded.delta(layer, weights[layer], strength, mode).flatten(1)
+        torch.testing.assert_close(dense, expected, atol=1e-5, rtol=1e-4)
+        assert report.layers[layer].basis is None
+        with pytest.raises(ValueError, match="verdict"):
+            loaded.change(layer, report.layers[layer], strength, mode)
 
 
 @pytest.mark.parametrize(("name", "settings"), METHODS)
