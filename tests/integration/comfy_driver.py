@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+PACK = Path(__file__).resolve().parent.parent.parent
 FOLDERS = ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/loras")
 START_SECONDS = 180
 RUN_SECONDS = 300

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfy_driver import Comfy, Run, difference, picture_graph
-from conftest import PACK
+from comfy_driver import PACK, Comfy, Run, difference, picture_graph
 from sample_adapters import PROFILES, layer_keys
 
 NODE = "SpectralAdapterLoader"
@@ -28,7 +27,11 @@ def comfy(
         for file in library.glob(pattern):
             (base / "models" / folder / file.name).symlink_to(file)
     shutil.copytree(library / "adapters", base / "models" / "spectral_adapters")
-    with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
+    (library / "elsewhere").mkdir()
+    shutil.copy(library / "adapters" / "rotation.safetensors", library / "elsewhere" / "shared.safetensors")
+    paths = library / "extra_model_paths.yaml"
+    paths.write_text(f"shared:\n    base_path: {library}\n    spectral_adapters: elsewhere\n")
+    with Comfy(comfy_root, comfy_python, base, [PACK], ("--extra-model-paths-config", str(paths))) as server:
         yield server
 
 
@@ -224,16 +227,17 @@ def test_a_replaced_file_is_loaded_again(comfy: Comfy, library: Path) -> None:
     assert difference(second.picture, adapted(comfy, spectral("rotation")).picture) == 0
 
 
-def test_files_in_the_output_folder_are_listed_and_other_kinds_are_not(comfy: Comfy, library: Path) -> None:
+def test_files_of_all_model_folders_are_listed_and_other_kinds_are_not(comfy: Comfy, library: Path) -> None:
     fresh = comfy.base / "output" / "spectral_adapters"
     fresh.mkdir(exist_ok=True)
     shutil.copy(library / "adapters" / "rotation.safetensors", fresh / "fresh.safetensors")
     (fresh / "notes.txt").write_text("not an adapter")
     inputs = comfy.get(f"/object_info/{NODE}")[NODE]["input"]
     listed = inputs["required"]["adapter"][1]["options"]
-    assert "fresh.safetensors" in listed
+    assert {"fresh.safetensors", "shared.safetensors", "rotation.safetensors"} <= set(listed)
     assert "notes.txt" not in listed
     assert adapted(comfy, spectral("fresh")).ok
+    assert adapted(comfy, spectral("shared")).ok
 
 
 def test_the_node_describes_itself(comfy: Comfy) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sd15_random
-from comfy_driver import Comfy, difference, picture_graph
-from conftest import PACK
+from comfy_driver import PACK, Comfy, difference, picture_graph
 
 PHOTOS = Path(os.environ.get("SPECTRAL_TEST_PHOTOS", PACK / "assets" / "demo" / "smiley_mug"))
 METHODS = {"svdiff": (), "rotation": ("--rank", "8")}
@@ -24,6 +22,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base folder for ComfyUI with the random checkpoint in it."""
+    import sd15_random  # brings diffusers, which would slow down collecting every other test
+
     base = tmp_path_factory.mktemp("trained")
     for folder in ("checkpoints", "spectral_adapters"):
         (base / "models" / folder).mkdir(parents=True)
