@@ -182,9 +182,9 @@ def check_layers(
     """Compare an adapter with a model's weights: {layer name: weight, or a function that fetches it}.
 
     Only the layers they share are fetched. A compact adapter's bases are decomposed (in parallel, through `cache`).
-    on_match(layer, match) sees each match with its basis as it is made, to be used at once (`Adapter.change`): the bases
-    of a whole SD1.5 UNet would need 1 GB, so the report holds verdicts only. spot_checks judges only about
-    so many layers with frames, evenly spread: their match is information, and costs as much as applying them.
+    on_match(layer, match) sees each match with its basis as it is made, to be used at once (`Adapter.change`): all the
+    bases of an SD1.5 UNet would need 1 GB, so the report holds verdicts only. spot_checks judges only about so many
+    layers with frames, evenly spread: their match is information, and costs as much as applying them.
     Raises WrongBaseError where no layer is shared, where shapes differ, and where the change of a compact adapter would
     be off by more than 10 %; on_mismatch="force" leaves out layers of another shape and applies the rest as it comes.
     Raises Cancelled when cancelled() turns true.
