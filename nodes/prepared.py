@@ -16,7 +16,7 @@ from .patch import SpectralPatch
 if TYPE_CHECKING:
     from .apply import Strength
 
-_LIMIT = 512 << 20  # bytes; the dense changes of SD1.5's attention layers need 190 MB
+_LIMIT = 2 << 30  # bytes; the dense changes of SD1.5 need 190 MB for its attention layers, 1.7 GB for all
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def find(wanted: Identity) -> Prepared | None:
 
 
 def keep(wanted: Identity, ready: Prepared) -> None:
-    """Keeps the patches, and as many older ones as fit."""
+    """Keeps the patches if they fit, and as many older ones as do."""
     _kept[wanted] = ready
-    while len(_kept) > 1 and sum(p.bytes for p in _kept.values()) > _LIMIT:
+    while sum(p.bytes for p in _kept.values()) > _LIMIT:
         del _kept[next(iter(_kept))]
 
 
