@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from .. import __version__
@@ -97,9 +98,18 @@ def run_demo(
 
     None takes the method's recipe for the tiny base. Raises SpectralError or Cancelled, and `out` is untouched then.
     """
-    started = time.perf_counter()
-    load_reference(REFERENCE)
-    spec = demo_spec(method or DEFAULT_METHOD, steps, lr, seed)
+    # The tiny base's products are small: a second thread gains little, and beside other work its barriers made a step
+    # up to a hundred times slower than one thread alone.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(out, demo_spec(method or DEFAULT_METHOD, steps, lr, seed), listen, stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(out: Path, spec: TrainSpec, listen: Listener, stop: Callable[[], bool]) -> DemoResult:
+    started, seed = time.perf_counter(), spec.seed
     spec.build_method()
     judge = load_judge()
     base = load_base(TINY)
@@ -148,6 +158,7 @@ def demo_spec(method: str, steps: int | None, lr: float | None, seed: int, out: 
 
 def concept_word() -> str:
     """The word that stands for the concept in the captions."""
+    load_reference(REFERENCE)
     return json.loads(REFERENCE.read_text(encoding="utf-8"))["word"]
 
 

@@ -116,7 +116,7 @@ TINY_RECIPES: dict[str, Recipe] = {
     "svdiff": Recipe(200, 2e-2, targets="all", batch_size=8, warmup=20),
     "additive": Recipe(200, 1e-3, targets="all", batch_size=8, warmup=20),
     "rotation": Recipe(200, 2e-3, rank=16, targets="all", batch_size=8, warmup=20),
-    "soda": Recipe(200, 6e-3, targets="all", batch_size=8, warmup=20),
+    "soda": Recipe(200, 1.2e-2, targets="all", batch_size=8, warmup=20),
 }
 
 
