@@ -27,7 +27,7 @@ from ..spectral.file import load
 from ..spectral.merge import merge
 from ..spectral.names import UNET_PREFIX
 from .console import size_text
-from .events import Listener, Phase, silent
+from .events import Listener, Phase, Saved, silent
 from .judge import Fidelity, Judge, describe, fidelity, load_judge, load_reference
 from .loop import Outcome, train
 from .models import ASSETS, TINY, Base, load_base
@@ -118,7 +118,8 @@ def _run(out: Path, spec: TrainSpec, listen: Listener, stop: Callable[[], bool])
     work = _work_folder(out)
     try:
         spec = demo_spec(spec.method, spec.steps, spec.lr, seed, work / f"{CONCEPT}-{spec.method}.safetensors")
-        outcome = train(spec, listen, base=base, stop=stop)
+        # The file is not yet where it will stay, so its place is not announced.
+        outcome = train(spec, lambda event: None if isinstance(event, Saved) else listen(event), base=base, stop=stop)
         if outcome.reason != "finished":
             raise Cancelled(f"the demo ended before its training was done ({outcome.reason}); nothing was written")
         adapter = load(outcome.path)
