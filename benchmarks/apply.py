@@ -4,7 +4,7 @@
 
 The UNet has SD1.5's full architecture; its 128 attention matrices have decaying spectra. "Apply" is everything between
 the file on disk and a model ready to sample: reading and checking the file, making the patches, patching the weights.
-The loaders take turns, `rounds` times; medians are compared, of wall time and of the process's own CPU time, which
+The loaders take turns, `rounds` times; the best of each are compared, of wall time and of the process's CPU time, which
 other work on the machine disturbs less. "again" is a moved strength: the same file once more.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -173,14 +172,14 @@ def measure(rounds: int) -> dict:
 
 
 def summary(times: dict[str, list[Times]]) -> dict:
-    wall = {name: statistics.median(t.node + t.patching for t in runs) for name, runs in times.items()}
-    cpu = {name: statistics.median(t.cpu for t in runs) for name, runs in times.items()}
+    wall = {name: min(t.node + t.patching for t in runs) for name, runs in times.items()}
+    cpu = {name: min(t.cpu for t in runs) for name, runs in times.items()}
     result = {}
     for name, runs in times.items():
         core = "lora, again" if name.endswith("again") else "lora"
         result[name] = {
-            "node_s": round(statistics.median(t.node for t in runs), 3),
-            "patching_s": round(statistics.median(t.patching for t in runs), 3),
+            "node_s": round(min(t.node for t in runs), 3),
+            "patching_s": round(min(t.patching for t in runs), 3),
             "total_s": round(wall[name], 3),
             "cpu_s": round(cpu[name], 3),
             "times_core_lora": round(wall[name] / wall[core], 2),
