@@ -23,7 +23,7 @@ from .patch import SpectralPatch, dense_patch, thin_patch
 from .prepared import Prepared
 from .weights import original_weight
 
-_SPOT_CHECKS = 16  # of a portable file's layers; all 128 of SD1.5's attention would take as long as patching them
+_SPOT_CHECKS = 8  # of a portable file's layers; all 128 of SD1.5's attention would take as long as patching them
 _FAMILY = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,11 +36,14 @@ def rademacher(label: str, rows: int, cols: int) -> Tensor:
     The counter has 8 bytes, big-endian, from 0; bits are taken from each digest's first byte on, highest bit first;
     1 means +1.
     """
-    blocks = -(-rows * cols // 256)
-    prefix = label.encode("utf-8") + b"\x00"
-    digests = b"".join([hashlib.sha256(prefix + i.to_bytes(8, "big")).digest() for i in range(blocks)])
-    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8))[: rows * cols]
+    bits = np.unpackbits(np.frombuffer(_digests(label, -(-rows * cols // 256)), dtype=np.uint8))[: rows * cols]
     return torch.from_numpy(bits.astype(np.float32).reshape(rows, cols)).mul_(2).sub_(1)
+
+
+@lru_cache(maxsize=4096)  # about 2 KB each; the four of every layer of SDXL
+def _digests(label: str, blocks: int) -> bytes:
+    prefix = label.encode("utf-8") + b"\x00"
+    return b"".join([hashlib.sha256(prefix + i.to_bytes(8, "big")).digest() for i in range(blocks)])
 
 
 def _signs(role: str, layer: str, rows: int, cols: int) -> Tensor:
