@@ -51,6 +51,7 @@ def enter_comfyui(root: Path) -> None:
 def attention_keys(patcher) -> dict[str, str]:
     """Kohya layer name -> model key of the attention matrices."""
     import comfy.lora
+
     from spectral_adapters.spectral import names
 
     keys = comfy.lora.model_lora_keys_unet(patcher.model, {})
@@ -82,9 +83,10 @@ def sd15():
 def write_files(folder: Path, patcher) -> dict[str, Path]:
     """The adapters, with random parameters, and a random LoRA of the same rank on the same matrices."""
     import comfy.utils
-    import spectral_adapters as sa
     import torch
     from safetensors.torch import save_file
+
+    import spectral_adapters as sa
 
     random = torch.Generator().manual_seed(0)
     weights = {name: comfy.utils.get_attr(patcher.model, key) for name, key in attention_keys(patcher).items()}
@@ -149,6 +151,7 @@ def apply_once(load: Callable, path: Path, patcher, strength: float) -> Times:
 
 def measure(rounds: int) -> dict:
     import torch
+
     from spectral_adapters.nodes import prepared
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():

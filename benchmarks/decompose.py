@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import time
 
-import spectral_adapters as sa
 import torch
 from common import decaying, flat, read, sd15_shapes, write
 from torch import Tensor
+
+import spectral_adapters as sa
 
 
 def clock(work) -> tuple[float, object]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import spectral_adapters as sa
 import torch
 from common import sd15_unet, write
+
+import spectral_adapters as sa
 
 CASES = [
     ("svdiff", {}, "attention", "compact"),

@@ -13,15 +13,16 @@ import argparse
 import time
 from collections.abc import Callable
 
-import spectral_adapters as sa
 import torch
 from common import sd15_unet, write
+from torch import Tensor, nn
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.basis import Basis
 from spectral_adapters.spectral.methods.base import Params
 from spectral_adapters.spectral.methods.svdiff import SVDiff, shift
 from spectral_adapters.spectral.ops import LinearMap
 from spectral_adapters.spectral.targets import select
-from torch import Tensor, nn
 
 
 class RebuiltSVDiff(SVDiff):

@@ -9,13 +9,14 @@ import json
 import sys
 from pathlib import Path
 
-import spectral_adapters
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from spectral_adapters.spectral import names
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+import spectral_adapters
+from spectral_adapters.spectral import names
 
 CONFIG = Path(spectral_adapters.__file__).parent / "assets" / "configs" / "sd1.json"
 SHARED_RANK = 64

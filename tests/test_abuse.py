@@ -9,11 +9,12 @@ import zipfile
 
 import pytest
 import safetensors.torch
-import spectral_adapters as sa
 import torch
 from adapters import adapter_of, put_together, take_apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import spectral_adapters as sa
 
 LAYER = "lora_unet_a"
 

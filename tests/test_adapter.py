@@ -1,7 +1,8 @@
 import pytest
-import spectral_adapters as sa
 import torch
 from adapters import METHODS, PORTABLE, adapter_of, base_weight, relative
+
+import spectral_adapters as sa
 from spectral_adapters.spectral import basis as basis_module
 from spectral_adapters.spectral import matching
 

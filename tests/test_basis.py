@@ -1,9 +1,10 @@
 import threading
 
 import pytest
-import spectral_adapters as sa
 import torch
 from matrices import SHAPES, SPECTRA, matrix
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.basis import decompose_all
 
 

@@ -2,9 +2,10 @@ import multiprocessing
 import os
 
 import pytest
-import spectral_adapters as sa
 import torch
 from matrices import matrix
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.cache import default_folder
 
 

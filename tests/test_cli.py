@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import spectral_adapters as sa
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+import spectral_adapters as sa
 from spectral_adapters.__main__ import main, parser
 from spectral_adapters.install import missing
 from spectral_adapters.trainer.models import load_base

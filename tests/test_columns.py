@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spectral_adapters.spectral.columns import Columns
 from spectral_adapters.spectral.errors import SettingError
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import spectral_adapters as sa
 from PIL import Image
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.errors import Cancelled, SettingError
 from spectral_adapters.trainer import demo
 from spectral_adapters.trainer.events import Step

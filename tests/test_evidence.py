@@ -1,9 +1,10 @@
 import hashlib
 
 import pytest
-import spectral_adapters as sa
 import torch
 from matrices import matrix
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.evidence import align, make_evidence, probe_error, probe_response, rademacher
 
 

@@ -5,11 +5,12 @@ import os
 
 import pytest
 import safetensors.torch
-import spectral_adapters as sa
 import torch
 from adapters import METHODS, PORTABLE, adapter_of, put_together, relative, take_apart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+import spectral_adapters as sa
 from spectral_adapters.spectral import container
 from spectral_adapters.spectral.methods import METHODS as METHOD_NAMES
 from spectral_adapters.spectral.names import unet_paths

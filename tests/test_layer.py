@@ -1,10 +1,11 @@
 import copy
 
 import pytest
-import spectral_adapters as sa
 import torch
-from spectral_adapters.spectral.targets import select
 from torch import nn
+
+import spectral_adapters as sa
+from spectral_adapters.spectral.targets import select
 
 METHODS = ["svdiff", "additive", "rotation", "soda"]
 

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import SHAPES, SPECTRA, matrix
+
 from spectral_adapters.spectral.linalg import (
     cayley,
     kron_factors,

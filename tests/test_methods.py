@@ -1,9 +1,10 @@
 import pytest
-import spectral_adapters as sa
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matrices import matrix, random_params
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.linalg import cayley, skew
 from spectral_adapters.spectral.methods.svdiff import apply_shift, shift
 from spectral_adapters.spectral.ops import LinearMap

@@ -5,14 +5,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import spectral_adapters
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils
-from spectral_adapters.spectral import names
-from spectral_adapters.spectral.errors import UnknownLayerError
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+import spectral_adapters
+from spectral_adapters.spectral import names
+from spectral_adapters.spectral.errors import UnknownLayerError
 
 CONFIGS = Path(spectral_adapters.__file__).parent / "assets" / "configs"
 ALL = ("sd1", "sd2", "sdxl")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import spectral_adapters as sa
 
 ROOT = Path(sa.__file__).parent

@@ -6,9 +6,10 @@ The table in docs/format.md is this module's measurement, printed by  python tes
 import sys
 
 import pytest
-import spectral_adapters as sa
 import torch
 from matrices import matrix, random_params
+
+import spectral_adapters as sa
 from spectral_adapters.spectral import adapter as adapter_module
 from spectral_adapters.spectral import matching
 

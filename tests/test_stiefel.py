@@ -1,7 +1,8 @@
 import pytest
-import spectral_adapters as sa
 import torch
 from matrices import matrix
+
+import spectral_adapters as sa
 
 
 def departure(x):

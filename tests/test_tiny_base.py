@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors import safe_open
+
 from spectral_adapters.spectral.errors import SpectralError
 from spectral_adapters.trainer.judge import describe, fidelity, load_judge, load_reference
 

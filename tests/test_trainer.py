@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import spectral_adapters as sa
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+import spectral_adapters as sa
 from spectral_adapters.spectral.errors import Cancelled, SettingError, SpectralError
 from spectral_adapters.trainer import data, loop, models
 from spectral_adapters.trainer.events import Ended, Notice, Plan, Saved, Step

@@ -24,9 +24,10 @@ from pictures import (
     resembles,
 )
 from safetensors.torch import save_file
-from spectral_adapters.trainer.judge import LABELS, ConceptReference, Judge, fidelity, load_judge
 from torch.nn import functional
 from vae import round_trip, to_tensor
+
+from spectral_adapters.trainer.judge import LABELS, ConceptReference, Judge, fidelity, load_judge
 
 IDENTITIES = 300
 VIEWS = 24

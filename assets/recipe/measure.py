@@ -7,8 +7,9 @@ import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from pictures import COLOURS, CONCEPTS, KINDS, SCENES, random_picture, random_reserved_picture, render
 from pipeline import sample
-from spectral_adapters.trainer.judge import Judge, describe
 from vae import psnr, round_trip
+
+from spectral_adapters.trainer.judge import Judge, describe
 
 HELD_OUT = 5_000_000
 

@@ -21,10 +21,11 @@ from parallel import launch, load_checkpoint
 from pictures import CONCEPTS, SCENES, concept_picture
 from PIL import Image
 from pipeline import load_pipeline, write_pipeline
-from spectral_adapters.trainer.judge import load_judge
 from text_unet import averaged_modules, build_scheduler, encode_captions, train_text_unet, write_tokenizer
 from transformers import CLIPTokenizer
 from vae import build_vae, to_tensor, train_vae
+
+from spectral_adapters.trainer.judge import load_judge
 
 ASSETS = Path(__file__).resolve().parent.parent
 SEED = 2024

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import spectral_adapters as sa
 import torch
 from safetensors.torch import save_file
 from small_checkpoint import ATTENTION, UNET
 from torch import Tensor
+
+import spectral_adapters as sa
 
 SIZES = {"delta": 0.5, "a_u": 0.03, "a_v": 0.03, "q_u": 0.25, "q_v": 0.25, "k1": 0.05, "k2": 0.05, "k3": 0.05}
 PROFILES = {
