@@ -159,15 +159,21 @@ def swapped(basis):
     return sa.Basis(basis.s[order], basis.columns, basis.shape, u=u, v=v, source=basis._source)
 
 
-@pytest.mark.parametrize("change", [flipped, swapped])
-@pytest.mark.parametrize("method", ["additive", "rotation"])
-def test_other_signs_and_order_are_put_right(method, change, cache, tmp_path, monkeypatch):
+def on_a_scrambling_machine(method, change, cache, tmp_path, monkeypatch):
+    """An adapter, its weights and the changes it means, on a machine whose decompositions come out differently."""
     weights = bases("decaying", LAYERS)
     adapter = trained(method, weights, tmp_path)
     meant = changes(adapter, weights, cache)
     one, many = scrambler(change)
     monkeypatch.setattr(matching, "decompose", one)
     monkeypatch.setattr(adapter_module, "decompose_all", many)
+    return adapter, weights, meant
+
+
+@pytest.mark.parametrize("change", [flipped, swapped])
+@pytest.mark.parametrize("method", ["additive", "rotation"])
+def test_other_signs_and_order_are_put_right(method, change, cache, tmp_path, monkeypatch):
+    adapter, weights, meant = on_a_scrambling_machine(method, change, cache, tmp_path, monkeypatch)
     assert sa.check_layers(adapter, weights, cache=cache).error < 1e-3
     assert off_by(changes(adapter, weights, cache), meant) < 1e-3
 
@@ -175,12 +181,7 @@ def test_other_signs_and_order_are_put_right(method, change, cache, tmp_path, mo
 @pytest.mark.parametrize("change", [flipped, swapped])
 @pytest.mark.parametrize("method", ["additive", "rotation"])
 def test_without_the_sketch_the_probe_would_see_it(method, change, cache, tmp_path, monkeypatch):
-    weights = bases("decaying", LAYERS)
-    adapter = trained(method, weights, tmp_path)
-    meant = changes(adapter, weights, cache)
-    one, many = scrambler(change)
-    monkeypatch.setattr(matching, "decompose", one)
-    monkeypatch.setattr(adapter_module, "decompose_all", many)
+    adapter, weights, meant = on_a_scrambling_machine(method, change, cache, tmp_path, monkeypatch)
     monkeypatch.setattr(matching, "align", lambda layer, evidence, basis, columns: basis)
     report = sa.check_layers(adapter, weights, on_mismatch="force", cache=cache)
     true = off_by(changes(adapter, weights, cache), meant)
