@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 
-from .basis import Basis, Progress, WeightSource, decompose_all
+from .basis import Basis, Progress, WeightSource, decompose_all, fetch
 from .cache import BasisCache
 from .errors import Cancelled, UnknownLayerError, WrongBaseError
 from .matching import (
@@ -24,7 +24,6 @@ from .matching import (
     match_probe,
     on_device,
     ratio,
-    resolve,
     wider_columns,
 )
 from .methods.base import Method, Mode
@@ -227,8 +226,7 @@ def _matches(
             raise Cancelled("checking the adapter was cancelled; the model is unchanged")
         fetched: dict[str, Tensor] = {}
         for name in names[i : i + _CHUNK]:
-            source = weights[name]
-            weight = source if isinstance(source, Tensor) else source()
+            weight = fetch(weights[name])
             try:
                 check_shape(adapter.layers[name], weight)
                 fetched[name] = weight
@@ -292,8 +290,8 @@ def _report(
     error = ratio(sum(m.error2 for m in probed), sum(m.change2 for m in probed)) if probed else None
     alignment = sum(framed) / len(framed) if framed else None
     lost = tuple(name for name in adapter.layers if name in unused)
-    report = MatchReport(matches, lost, tuple(misfits), error, alignment, seconds, "")
-    return MatchReport(matches, lost, tuple(misfits), error, alignment, seconds, _summary(adapter, report))
+    report = MatchReport(matches, lost, tuple(misfits), error, alignment, seconds, summary="")
+    return replace(report, summary=_summary(adapter, report))
 
 
 def _summary(adapter: Adapter, report: MatchReport) -> str:
@@ -351,5 +349,4 @@ __all__ = [
     "Profile",
     "check_layers",
     "percent",
-    "resolve",
 ]

@@ -24,6 +24,11 @@ Progress = Callable[[int, int, str], None]
 WeightSource = Tensor | Callable[[], Tensor]
 
 
+def fetch(source: WeightSource) -> Tensor:
+    """The weight itself, or what the function that stands for it brings."""
+    return source if isinstance(source, Tensor) else source()
+
+
 def flatten(weight: Tensor) -> Tensor:
     """A linear (m, n) or convolution (c_out, c_in, kh, kw) weight as m x n."""
     if weight.ndim < 2 or 0 in weight.shape:
@@ -278,8 +283,7 @@ def _results(
     def one(name: str) -> Basis:
         if cancelled is not None and cancelled():
             raise Cancelled("the decomposition was cancelled; the model is unchanged")
-        source = weights[name]
-        return decompose(source if isinstance(source, Tensor) else source(), columns, cache=cache)
+        return decompose(fetch(weights[name]), columns, cache=cache)
 
     threads = torch.get_num_threads()
     workers = min(threads, os.cpu_count() or 1, len(weights))

@@ -6,14 +6,14 @@ kohya's naming, so core ComfyUI, diffusers and the webui read them: `<layer>.lor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .adapter import Adapter
-from .basis import WeightSource
+from .basis import WeightSource, fetch
 from .cache import BasisCache
 from .errors import SettingError, SpectralError
 from .linalg import leading
@@ -144,8 +144,7 @@ def _thin(
 def _fetch(weights: Mapping[str, WeightSource], name: str) -> Tensor:
     if name not in weights:
         raise SpectralError(f"the base has no weight for layer {name}; it is not the model this adapter was trained on")
-    source: Tensor | Callable[[], Tensor] = weights[name]
-    return source if isinstance(source, Tensor) else source()
+    return fetch(weights[name])
 
 
 def _gram_norm(change: Change) -> Tensor:

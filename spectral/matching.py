@@ -171,14 +171,6 @@ class LayerMatch:
         return replace(self, basis=None, thin=None)
 
 
-def resolve(layer: AdapterLayer, method: Method, weight: Tensor, cache: BasisCache | None = None) -> LayerMatch:
-    """Find the basis for this weight and judge it. Raises WrongBaseError for another shape."""
-    check_shape(layer, weight)
-    if layer.frames is not None:
-        return match_frames(layer.frames, weight)
-    return match_probe(layer, method, find_basis(layer, method, weight, cache))
-
-
 def match_frames(frames: Basis, weight: Tensor) -> LayerMatch:
     """Portable: match = 1 - ||U^T W V - Sigma|| / ||Sigma||."""
     if frames.full and frames.fingerprint and content_hash(weight).startswith(frames.fingerprint):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from .. import __version__
@@ -26,6 +25,7 @@ from ..spectral.errors import Cancelled, SpectralError
 from ..spectral.file import load
 from ..spectral.merge import merge
 from ..spectral.names import UNET_PREFIX
+from ..spectral.threads import single_threaded
 from .console import size_text
 from .events import Listener, Phase, Saved, silent
 from .judge import Fidelity, Judge, describe, fidelity, load_judge, load_reference
@@ -100,12 +100,8 @@ def run_demo(
     """
     # The tiny base's products are small: a second thread gains little, and beside other work its barriers made a step
     # up to a hundred times slower than one thread alone.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with single_threaded():
         return _run(out, demo_spec(method or DEFAULT_METHOD, steps, lr, seed), listen, stop)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(out: Path, spec: TrainSpec, listen: Listener, stop: Callable[[], bool]) -> DemoResult:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import AutoencoderKL, StableDiffusionPipeline
-from pictures import COLOURS, CONCEPTS, KINDS, SCENES, random_picture, random_reserved_picture, render
+from pictures import COLOURS, KINDS, SCENES, random_picture, random_reserved_picture, render
 from pipeline import sample
 from vae import psnr, round_trip
 
@@ -60,6 +60,3 @@ def folder_bytes(folder: Path) -> dict[str, int]:
     return {**parts, "other": loose, "all": sum(parts.values()) + loose}
 
 
-def concept_names() -> list[str]:
-    """Names of the concepts kept out of the base."""
-    return list(CONCEPTS)

@@ -391,14 +391,3 @@ def words() -> list[str]:
     for scene in SCENES.values():
         found.update(scene.split())
     return sorted(found)
-
-
-def contact_sheet(images: list[np.ndarray], columns: int, zoom: int = 3) -> Image.Image:
-    """Pictures side by side, `zoom` times enlarged."""
-    rows = math.ceil(len(images) / columns)
-    step = SIZE * zoom + 2
-    sheet = Image.new("RGB", (columns * step, rows * step), "white")
-    for index, image in enumerate(images):
-        large = Image.fromarray(image).resize((SIZE * zoom, SIZE * zoom), Image.BICUBIC)
-        sheet.paste(large, (index % columns * step, index // columns * step))
-    return sheet
