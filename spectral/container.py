@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load as load_bytes
 from torch import Tensor
 
+from .disk import sync_folder
 from .errors import AdapterFileError
 
 MAX_FILE = 4 << 30  # bytes; SDXL with every layer at rank 256 needs about 2 GiB
@@ -299,14 +300,3 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise refusal(path, "the path", "a folder", "a file name", "Add a file name")
     if path.exists() and not overwrite:
         raise refusal(path, "the path", "an existing file", "a new name", "Choose another name or pass overwrite=True")
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk; Windows cannot be asked for it."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

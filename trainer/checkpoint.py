@@ -17,19 +17,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import AdapterFileError, SpectralError
 from . import files
 
+if TYPE_CHECKING:  # pages that only look for checkpoints do without torch
+    from torch import Tensor
+
 FORMAT = 1
 STATE, ADAPTER, MANIFEST, BEST = "state.pt", "adapter.safetensors", "manifest.json", "best.json"
 _NAME = re.compile(r"step-(\d{6,})")
-_PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype)
+_PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 @dataclass
@@ -122,6 +121,8 @@ class Checkpoints:
         """Read a checkpoint after checking its hashes; no code in it is run. Raises SpectralError."""
         if (reason := fault(path)) is not None:
             raise SpectralError(f"{path}: found that {reason}; expected a complete checkpoint. Choose another one.")
+        import torch
+
         try:
             values = torch.load(path / STATE, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
@@ -210,6 +211,8 @@ def step_of(path: Path) -> int:
 
 def serialise(state: State) -> memoryview:
     """state.pt as bytes. Raises SpectralError for a value that could not be read back without running code."""
+    import torch
+
     values = {f.name: _plain(getattr(state, f.name), f.name) for f in fields(state)}
     buffer = io.BytesIO()
     torch.save(values, buffer)
@@ -279,11 +282,14 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _plain(value: Any, where: str) -> Any:
     """The value with its tensors on the CPU, in types that torch.load takes without running code."""
-    if isinstance(value, Tensor):
+    import numpy as np
+    import torch
+
+    if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         # A view would bring the whole storage it looks into.
         return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
-    if type(value) in _PLAIN:
+    if type(value) in (*_PLAIN, torch.dtype):
         return value
     if isinstance(value, np.generic):
         return value.item()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -36,6 +35,7 @@ from .events import (
     Validated,
 )
 from .overview import LOSS, SHEET
+from .running_mean import RunningMean
 
 _BAR = "{desc} |{bar:24}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 _STEPS_BAR = "{desc} |{bar:24}| {n_fmt}/{total_fmt}{postfix}"
@@ -184,22 +184,6 @@ class Follower:
         if self._ended in (None, "finished", "converged", "stopped"):
             return 0
         return 1 if self._planned else 2
-
-
-class RunningMean:
-    """Mean of what was added, recent values counting more: with weights that halve about every 35 values.
-
-    Values that are no finite numbers count for nothing.
-    """
-
-    def __init__(self, decay: float = 0.98) -> None:
-        self._decay, self._total, self._weight = decay, 0.0, 0.0
-
-    def add(self, value: float) -> float:
-        if math.isfinite(value):
-            self._total = self._decay * self._total + value
-            self._weight = self._decay * self._weight + 1
-        return self._total / self._weight if self._weight else math.nan
 
 
 def event_text(event: Event) -> str:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..spectral.container import sync_folder
+from ..spectral.disk import sync_folder
 from ..spectral.errors import SpectralError
 
 CHUNK = 1 << 20  # bytes of one write call
