@@ -11,7 +11,8 @@ import spectral_adapters as sa
 from spectral_adapters.__main__ import parser
 from spectral_adapters.spectral.errors import SettingError
 from spectral_adapters.trainer import options, settings_page
-from spectral_adapters.trainer.options import base_kind, layered, read_train_spec
+from spectral_adapters.trainer.layering import base_kind, layered
+from spectral_adapters.trainer.options import read_train_spec
 from spectral_adapters.trainer.presets import PRESETS, preset_values
 from spectral_adapters.trainer.spec import TrainSpec, settings
 

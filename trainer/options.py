@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from ..spectral.errors import SettingError
+from .layering import DEFAULT_PRESET, over_preset
 from .spec import TrainSpec, read_spec_file, settings
 
 COMMON = (
@@ -30,9 +31,6 @@ TITLES = {
     "training": "training",
     "run": "checkpoints, validation, samples, the file",
 }
-DEFAULT_PRESET = "subject"
-# Settings of which one rules the other out: naming one drops what a lower layer said of the other.
-_RIVALS = (("rank", "columns"), ("masks", "alpha_masks"), ("validation", "validation_images"))
 # How list settings are also spelt, since each flag gives one item.
 _SINGULAR = {"sample_prompts": "--sample-prompt", "optimizer_args": "--optimizer-arg"}
 
@@ -96,50 +94,7 @@ def read_train_spec(args: argparse.Namespace) -> TrainSpec:
     if "optimizer_args" in flags:
         flags["optimizer_args"] = dict(flags["optimizer_args"])
     written = _read_file(args.spec) if args.spec is not None else {}
-    chosen = layered(written, flags)
-    preset = chosen.get("preset") or DEFAULT_PRESET
-    values = layered(_below(preset, chosen), written, flags, {"preset": preset})
-    # Rates that only the preset names are dropped with what they are for.
-    if all(values.get(name, "none") == "none" for name in ("text_targets", "text_targets_2")):
-        values = {name: value for name, value in values.items() if name != "text_lr" or name in chosen}
-    return TrainSpec.from_mapping(values)
-
-
-def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """All layers' values, later ones over earlier ones; of two settings that exclude each other, the later one's."""
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for pair in _RIVALS:
-            if any(layer.get(name) for name in pair):
-                values = {name: value for name, value in values.items() if name not in pair}
-        values.update(layer)
-    return values
-
-
-def _below(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The preset's values for the chosen base and method, or its own method. Raises SettingError for an unknown one."""
-    from .presets import PRESETS, preset_values
-
-    own = PRESETS[preset].method if preset in PRESETS else "additive"
-    method = chosen.get("method") or own
-    values = preset_values(preset, method, base_kind(str(chosen.get("base", ""))))
-    return {"method": method, **values}
-
-
-def base_kind(base: str) -> Literal["tiny", "sd", "sdxl"]:
-    """What presets need to know of a base, from its header alone; "sd" where it cannot be read."""
-    if base == "tiny":
-        return "tiny"
-    path = Path(base)
-    index = path / "model_index.json"
-    try:
-        if index.is_file():
-            return "sdxl" if "XL" in index.read_text(encoding="utf-8") else "sd"
-        with path.open("rb") as file:
-            header = file.read(min(int.from_bytes(file.read(8), "little"), 1 << 26))
-    except OSError:
-        return "sd"  # loading the base says what is wrong with it
-    return "sdxl" if b'"conditioner.embedders.1.' in header else "sd"
+    return TrainSpec.from_mapping(over_preset(written, flags))
 
 
 def _read_file(path: Path) -> dict[str, Any]:

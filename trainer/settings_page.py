@@ -9,7 +9,8 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .options import COMMON, DEFAULT_PRESET, TITLES, default_text, is_required
+from .layering import DEFAULT_PRESET
+from .options import COMMON, TITLES, default_text, is_required
 from .spec import TrainSpec, settings
 
 _ON_RESUME = {

@@ -1,7 +1,8 @@
 """What to train: one flat dataclass, the same names in a spec file, on the command line and in Python.
 
-Every field carries what people need to choose it (`help`), the part of the form it belongs to (`group`) and who decides
-when a resumed run and its checkpoint disagree (`resume`); docs, command line and pages are made from that.
+Every field carries what people need to choose it (`label`, `help`), the part of the form it belongs to (`group`), the
+methods that alone have it (`methods`) and who decides when a resumed run and its checkpoint disagree (`resume`); docs,
+command line and pages are made from that.
 """
 
 # ruff: noqa: RUF009 (every field is made by _of, a thin dataclasses.field)
@@ -16,6 +17,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ..spectral.columns import Columns
 from ..spectral.errors import SettingError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Prediction = Literal["auto", "epsilon", "v_prediction"]
 Crop = Literal["center", "random"]
 CachePlace = Literal["memory", "disk", "none"]
+Rotation = Literal["stiefel", "cayley", "exp"]
 # Who decides when a resumed run and its checkpoint disagree on a field: the run is refused, the checkpoint's value
 # is kept, or the new value is taken.
 OnResume = Literal["refuse", "checkpoint", "spec"]
@@ -35,9 +38,17 @@ Group = Literal["base", "data", "adapter", "loss", "training", "run"]
 
 
 def _of(
-    group: Group, resume: OnResume, help: str, default: Any = MISSING, factory: Callable[[], Any] | Any = MISSING
+    group: Group,
+    resume: OnResume,
+    label: str,
+    help: str,
+    default: Any = MISSING,
+    factory: Callable[[], Any] | Any = MISSING,
+    methods: tuple[str, ...] = (),
 ) -> Any:
-    return field(default=default, default_factory=factory, metadata={"group": group, "resume": resume, "help": help})
+    """A field with what forms, docs and resumes need of it. methods: the only ones that have it; () for all."""
+    facts = {"group": group, "resume": resume, "label": label, "help": help, "methods": methods}
+    return field(default=default, default_factory=factory, metadata=facts)
 
 
 @dataclass(frozen=True)
@@ -47,19 +58,24 @@ class TrainSpec:
     base: str = _of(
         "base",
         "refuse",
+        "Base model",
         'The model to train on: a single-file .safetensors of SD1.x, SD2.x or SDXL, a diffusers folder, or "tiny" '
         "(the bundled 64-pixel model). Take the checkpoint you will use the adapter with, or the one it descends from.",
     )
     images: Path = _of(
         "data",
         "refuse",
+        "Pictures",
         "Folder of pictures, captions beside them as .txt or .caption files; a sub-folder 10_dog counts its "
         "pictures ten times. 3 to 20 sharp, varied pictures do for a subject; a style wants more.",
     )
-    out: Path = _of("run", "spec", "Adapter file to write (.safetensors). An existing file is never overwritten.")
+    out: Path = _of(
+        "run", "spec", "Adapter file", "Adapter file to write (.safetensors). An existing file is never overwritten."
+    )
     preset: str = _of(
         "run",
         "spec",
+        "Preset",
         "Values to start from, by method and base (docs/presets.md): subject, style, single, tiny-file, or none. "
         "What is set besides wins. In Python it is only a record of where values came from.",
         "none",
@@ -67,16 +83,22 @@ class TrainSpec:
     tokenizer: str | None = _of(
         "base",
         "spec",
+        "Tokenizer folder",
         "Folder with CLIP's vocab.json and merges.txt; only needed where no ComfyUI and no Hugging Face cache has it.",
         None,
     )
     prediction: Prediction = _of(
-        "base", "refuse", "What the UNet predicts. auto reads it from the model; set it where that is wrong.", "auto"
+        "base",
+        "refuse",
+        "Prediction",
+        "What the UNet predicts. auto reads it from the model; set it where that is wrong.",
+        "auto",
     )
 
     method: str = _of(
         "adapter",
         "refuse",
+        "Method",
         "svdiff, additive, rotation or soda. additive learns most and is the safest start; svdiff and soda give files "
         "of some hundred kilobytes that need exactly their base; rotation is smaller still and gentler.",
         "additive",
@@ -84,6 +106,7 @@ class TrainSpec:
     rank: int | None = _of(
         "adapter",
         "refuse",
+        "Rank",
         "How many singular directions per layer, from the largest. More learn more and make a larger file. Default: 8 "
         "for additive, rotation; all for svdiff, soda.",
         None,
@@ -91,6 +114,7 @@ class TrainSpec:
     columns: str | None = _of(
         "adapter",
         "refuse",
+        "Columns",
         'Which directions, instead of rank: "top:8", "top:8@16" (8 from the 16th on), "bottom:8", "sample:8:SEED", '
         '"sample:8:SEED:POOL", "all". Concepts on different columns can be fused without mixing.',
         None,
@@ -98,16 +122,23 @@ class TrainSpec:
     avoid: tuple[Path, ...] = _of(
         "adapter",
         "refuse",
+        "Adapters to keep clear of",
         "Adapter files whose columns stay free: every layer takes its first free block of the wanted width. For "
         "concepts that are to be fused.",
         (),
     )
-    rotation: str | None = _of(
-        "adapter", "refuse", "soda only: stiefel (default), cayley or exp; how its rotations are kept orthogonal.", None
+    rotation: Rotation | None = _of(
+        "adapter",
+        "refuse",
+        "Kind of rotation",
+        "soda only: stiefel (default), cayley or exp; how its rotations are kept orthogonal.",
+        None,
+        methods=("soda",),
     )
     targets: str = _of(
         "adapter",
         "refuse",
+        "Layers of the UNet",
         "Layers of the UNet: attention, cross-attention, attention+ff, all (convolutions too), none, or a regular "
         "expression searched in module paths. More layers learn more, cost memory and time, and change more.",
         "attention",
@@ -115,25 +146,39 @@ class TrainSpec:
     text_targets: str = _of(
         "adapter",
         "refuse",
-        "The same for the text encoder (SDXL: the first); none leaves it as it is. Training it ties the concept to "
-        "its word more firmly and makes other prompts drift sooner.",
+        "Layers of the text encoder",
+        "Layers of the text encoder (SDXL: of the first), named as those of the UNet; none leaves it as it is. "
+        "Training it ties the concept to its word more firmly and makes other prompts drift sooner.",
         "none",
     )
-    text_targets_2: str = _of("adapter", "refuse", "The same for SDXL's second text encoder.", "none")
+    text_targets_2: str = _of(
+        "adapter",
+        "refuse",
+        "Layers of the second text encoder",
+        "Layers of SDXL's second text encoder, named as those of the UNet.",
+        "none",
+    )
     norms: bool = _of(
         "adapter",
         "refuse",
+        "Train norms too",
         "svdiff only: also shift the gains of normalisation layers, as in the paper: a little more is learnt for "
         "100,000 numbers more on SD1.",
         False,
+        methods=("svdiff",),
     )
     start_from: Path | None = _of(
-        "adapter", "refuse", "An adapter of the same base, method and columns to go on from.", None
+        "adapter",
+        "refuse",
+        "Start from an adapter",
+        "An adapter of the same base, method and columns to go on from.",
+        None,
     )
 
     resolution: int | None = _of(
         "data",
         "refuse",
+        "Resolution",
         "Pixels of the training pictures' area, as the side of a square, a multiple of 64 (tiny base: 16). Default: "
         "the base's own. Lower saves memory with its square and loses detail.",
         None,
@@ -141,6 +186,7 @@ class TrainSpec:
     buckets: bool = _of(
         "data",
         "refuse",
+        "Keep the pictures' shapes",
         "Keep the pictures' shapes: each goes to the nearest of a set of sizes with about the same area. Off: all are "
         "cropped to squares.",
         True,
@@ -148,21 +194,28 @@ class TrainSpec:
     crop: Crop = _of(
         "data",
         "refuse",
+        "Crop",
         "center or random: where pictures are cut to size. Random sees more of a picture and forbids caching latents.",
         "center",
     )
     flip: bool = _of(
         "data",
         "refuse",
+        "Mirror half of the pictures",
         "Mirror half of the pictures, drawn anew each time. Not for faces with a parting, text or anything one-sided.",
         False,
     )
     skip_bad: bool = _of(
-        "data", "spec", "Train on the good pictures when some cannot be used, instead of stopping to say which.", False
+        "data",
+        "spec",
+        "Skip unusable pictures",
+        "Train on the good pictures when some cannot be used, instead of stopping to say which.",
+        False,
     )
     trigger: str = _of(
         "data",
         "refuse",
+        "Trigger word",
         'The word that calls the concept up, for instance "sks dog": put before captions that lack it, and the caption '
         "of pictures that have none.",
         "",
@@ -170,87 +223,119 @@ class TrainSpec:
     caption_prefix: str = _of(
         "data",
         "refuse",
+        "Caption prefix",
         'Text put before every caption, for instance "a photo of".',
         "",
     )
     shuffle_tags: bool = _of(
         "data",
         "refuse",
+        "Shuffle tags",
         "Shuffle the comma-separated tags of a caption anew each time. For captions made of tags, not for "
         "sentences; forbids caching captions.",
         False,
     )
-    keep_tags: int = _of("data", "refuse", "How many tags at the beginning stay where they are when shuffling.", 1)
+    keep_tags: int = _of(
+        "data",
+        "refuse",
+        "Tags that stay in front",
+        "How many tags at the beginning stay where they are when shuffling.",
+        1,
+    )
     caption_dropout: float = _of(
-        "data", "refuse", "Share of captions replaced by the empty one (0 to 1). 0.05 to 0.1 helps styles.", 0.0
+        "data",
+        "refuse",
+        "Caption dropout",
+        "Share of captions replaced by the empty one (0 to 1). 0.05 to 0.1 helps styles.",
+        0.0,
     )
     masks: Path | None = _of(
         "data",
         "refuse",
+        "Masks",
         "Folder of masks named like the pictures: white is learnt, black is not. Keeps backgrounds out of the adapter.",
         None,
     )
-    alpha_masks: bool = _of("data", "refuse", "Take the pictures' own transparency as masks.", False)
+    alpha_masks: bool = _of(
+        "data", "refuse", "Transparency as mask", "Take the pictures' own transparency as masks.", False
+    )
     mask_floor: float = _of(
         "data",
         "refuse",
+        "Weight outside the mask",
         "Loss weight where a mask is black (0 to 1); 0.1 or so keeps the surroundings sane.",
         0.0,
     )
     latent_cache: CachePlace = _of(
         "data",
         "spec",
+        "Cache of encoded pictures",
         "Where encoded pictures and captions are kept: memory, disk (found again by content next time), or none. "
         "Nothing is kept that a random crop, flip or shuffle precedes.",
         "memory",
     )
-    cache_dir: Path | None = _of("data", "spec", "Folder of the disk cache. Default: beside the basis cache.", None)
+    cache_dir: Path | None = _of(
+        "data", "spec", "Folder of the disk cache", "Folder of the disk cache. Default: beside the basis cache.", None
+    )
 
     class_images: Path | None = _of(
         "loss",
         "refuse",
+        "Class pictures",
         "Folder of pictures of the concept's class, for prior preservation. Missing ones are generated into it.",
         None,
     )
     class_prompt: str = _of(
-        "loss", "refuse", 'Turns prior preservation on: the class in words, for instance "a photo of a dog".', ""
+        "loss",
+        "refuse",
+        "Class in words",
+        'Turns prior preservation on: the class in words, for instance "a photo of a dog".',
+        "",
     )
     class_count: int = _of(
         "loss",
         "refuse",
+        "Number of class pictures",
         "How many class pictures there should be, 100 to 200 as a rule. Each missing one costs a sample, once.",
         100,
     )
     prior_weight: float = _of(
         "loss",
         "refuse",
+        "Weight of class pictures",
         "Weight of the loss on class pictures. 1 is usual; lower lets the concept win over its class.",
         1.0,
     )
     min_snr_gamma: float = _of(
         "loss",
         "refuse",
+        "Min-SNR gamma",
         "Cap of the signal-to-noise weight (arXiv 2303.09556); 0 weights all noise levels alike. 5 is the paper's.",
         5.0,
     )
     noise_offset: float = _of(
         "loss",
         "refuse",
+        "Noise offset",
         "Noise that is constant over a picture, so that darks and lights are learnt; 0.01-0.1.",
         0.0,
     )
     dco_beta: float = _of(
         "loss",
         "refuse",
+        "DCO beta",
         "Direct Consistency Optimisation (arXiv 2402.12004) with this beta; 0 is off, 1000 is usual. Learns the "
         "concept relative to the base itself, which keeps other abilities better and costs a second forward per step.",
         0.0,
     )
 
-    steps: int = _of("training", "spec", "Optimiser steps. 100 to 250 per picture is usual for a subject.", 1000)
+    steps: int = _of(
+        "training", "spec", "Steps", "Optimiser steps. 100 to 250 per picture is usual for a subject.", 1000
+    )
     batch_size: int = _of(
         "training",
         "refuse",
+        "Batch size",
         "Pictures per forward. 1 to 4 is usual: larger is steadier, and takes memory and time in proportion. A batch "
         "holds pictures of one size, so never more than there are of it; accumulation has no such limit.",
         1,
@@ -258,38 +343,55 @@ class TrainSpec:
     accumulation: int = _of(
         "training",
         "refuse",
+        "Gradient accumulation",
         "Forwards per optimiser step: a batch of batch_size x accumulation (x processes) at the memory of batch_size.",
         1,
     )
     lr: float | None = _of(
         "training",
         "spec",
+        "Learning rate",
         "Learning rate of the UNet's parameters. Default: the method's own, or the preset's. Too high burns colours "
         "and spoils other prompts, too low learns nothing; change it by factors of 2 to 3.",
         None,
     )
     text_lr: float | None = _of(
-        "training", "spec", "Learning rate of the text encoders' parameters. Default: a tenth of lr.", None
+        "training",
+        "spec",
+        "Learning rate of text encoders",
+        "Learning rate of the text encoders' parameters. Default: a tenth of lr.",
+        None,
     )
     norm_lr: float | None = _of(
-        "training", "spec", "Learning rate of norm gains. Default: a thousandth of lr, as in SVDiff's code.", None
+        "training",
+        "spec",
+        "Learning rate of norms",
+        "Learning rate of norm gains. Default: a thousandth of lr, as in SVDiff's code.",
+        None,
+        methods=("svdiff",),
     )
     optimizer: str = _of(
         "training",
         "refuse",
+        "Optimiser",
         'Import path of a torch-compatible optimiser, for instance "torch.optim.RMSprop" or "prodigyopt.Prodigy". '
         "Orthogonal factors of soda always step by StiefelAdam.",
         "torch.optim.AdamW",
     )
     optimizer_args: Mapping[str, Any] = _of(
-        "training", "refuse", "Further arguments of the optimiser, as a table.", factory=dict
+        "training",
+        "refuse",
+        "Arguments of the optimiser",
+        "Further arguments of the optimiser, as a table.",
+        factory=dict,
     )
     weight_decay: float | None = _of(
-        "training", "spec", "Pull towards the untrained adapter. Default: the method's own.", None
+        "training", "spec", "Weight decay", "Pull towards the untrained adapter. Default: the method's own.", None
     )
     schedule: Schedule = _of(
         "training",
         "spec",
+        "Schedule of the rate",
         "How the rate goes after the warm-up: constant, linear, cosine, cosine_with_restarts or polynomial. Falling "
         "rates end more calmly; constant suits runs that may be prolonged.",
         "constant",
@@ -297,30 +399,35 @@ class TrainSpec:
     warmup: int = _of(
         "training",
         "spec",
+        "Warm-up",
         "Steps over which the rate rises to lr. A tenth of the steps helps against spikes at high rates.",
         0,
     )
     cycles: int = _of(
         "training",
         "spec",
+        "Restarts of the schedule",
         "cosine_with_restarts: how many times the rate falls.",
         1,
     )
     clip: float = _of(
         "training",
         "spec",
+        "Gradient clipping",
         "Largest norm of the whole gradient; what is longer is shortened. 1 is usual, lower tames spikes.",
         1.0,
     )
     ema: float = _of(
         "training",
         "refuse",
+        "Running mean (EMA)",
         "Decay of a running mean of the parameters, which is then what is saved and sampled; 0 is off, 0.99-0.999.",
         0.0,
     )
     precision: Precision = _of(
         "training",
         "refuse",
+        "Precision",
         "fp32, bf16 or fp16 for the base and the forward; the adapter itself is always fp32. bf16 halves the memory "
         "on a GPU that has it; fp16 needs a GPU.",
         "fp32",
@@ -328,29 +435,39 @@ class TrainSpec:
     gradient_checkpointing: bool = _of(
         "training",
         "spec",
+        "Gradient checkpointing",
         "Compute activations twice instead of keeping them: much less memory, about a third more time per step.",
         False,
     )
     seed: int = _of(
         "training",
         "checkpoint",
+        "Seed",
         "Fixes picture order, crops, captions, noise and timesteps. Another seed gives another, equally good adapter.",
         0,
     )
-    device: Literal["cpu"] | None = _of("training", "spec", "cpu stays off the GPU. Default: what is there.", None)
+    device: Literal["cpu"] | None = _of(
+        "training", "spec", "Device", "cpu stays off the GPU. Default: what is there.", None
+    )
 
     run: Path | None = _of(
-        "run", "spec", "Folder of checkpoints, events and samples. Default: NAME.training beside out.", None
+        "run",
+        "spec",
+        "Folder of the run",
+        "Folder of checkpoints, events and samples. Default: NAME.training beside out.",
+        None,
     )
     checkpoint_every: int = _of(
         "run",
         "spec",
+        "Checkpoint every",
         "Steps between checkpoints: what a power cut can cost. 0: at the end.",
         250,
     )
     keep: int = _of(
         "run",
         "spec",
+        "Checkpoints kept",
         "How many of the newest checkpoints stay; the best is kept besides. More let you go back further and take "
         "disk: several times the adapter file each.",
         3,
@@ -358,6 +475,7 @@ class TrainSpec:
     validation: int = _of(
         "run",
         "refuse",
+        "Held-out pictures",
         "Pictures held out of training, on which the loss is measured with fixed noise. 0: none. One in five shows "
         "when learning turns into remembering; held-out pictures are not learnt.",
         0,
@@ -365,24 +483,28 @@ class TrainSpec:
     validation_images: Path | None = _of(
         "run",
         "refuse",
+        "Dataset of held-out pictures",
         "A folder of held-out pictures instead, where all pictures are needed for training.",
         None,
     )
     validate_every: int = _of(
         "run",
         "spec",
+        "Validate every",
         "Steps between validations. Each costs four forwards per held-out picture.",
         100,
     )
     patience: int = _of(
         "run",
         "spec",
+        "Patience",
         "Stop after so many validations without a better loss, and keep the best; 0: never. 5 is a start.",
         0,
     )
     sample_prompts: tuple[str, ...] = _of(
         "run",
         "spec",
+        "Sample prompts",
         "Prompts of sample pictures. None: no samples. Two with the trigger word and one without show what is "
         "learnt and what is spoilt.",
         (),
@@ -390,32 +512,38 @@ class TrainSpec:
     sample_negative: str = _of(
         "run",
         "spec",
+        "Negative prompt of samples",
         "Negative prompt of the samples: what they should not show.",
         "",
     )
     sample_every: int = _of(
         "run",
         "spec",
+        "Samples every",
         "Steps between samples, besides step 0 and the end. Each prompt costs as much as a picture does in use.",
         250,
     )
     sample_steps: int = _of(
         "run",
         "spec",
+        "Denoising steps of samples",
         "Denoising steps of a sample. 25 is usual; more take longer and change little.",
         25,
     )
     sample_guidance: float = _of(
         "run",
         "spec",
+        "Guidance of samples",
         "Guidance scale of the samples: how strictly they follow the prompt. 7.5 is usual for Stable Diffusion.",
         7.5,
     )
-    sample_seed: int = _of("run", "spec", "Seed of the samples, the same at every step.", 1)
-    tensorboard: bool = _of("run", "spec", "Also write curves for TensorBoard (needs its package).", False)
-    title: str = _of("run", "spec", "Title in the file's metadata. Default: the file's name.", "")
-    description: str = _of("run", "spec", "Description in the file's metadata.", "")
-    licence: str = _of("run", "spec", "Licence in the file's metadata.", "")
+    sample_seed: int = _of("run", "spec", "Seed of samples", "Seed of the samples, the same at every step.", 1)
+    tensorboard: bool = _of(
+        "run", "spec", "Curves for TensorBoard", "Also write curves for TensorBoard (needs its package).", False
+    )
+    title: str = _of("run", "spec", "Title", "Title in the file's metadata. Default: the file's name.", "")
+    description: str = _of("run", "spec", "Description", "Description in the file's metadata.", "")
+    licence: str = _of("run", "spec", "Licence", "Licence in the file's metadata.", "")
 
     def build_method(self) -> Method:
         """The method with this run's settings. Raises SettingError."""
@@ -452,6 +580,11 @@ class TrainSpec:
 
     def check(self) -> None:
         """Raise SettingError for the first setting that cannot be honoured, whatever the base."""
+        self.check_values()
+        self.build_method()
+
+    def check_values(self) -> None:
+        """`check` without what only the method itself can say, so that it needs no torch."""
         for name, least in _AT_LEAST.items():
             if getattr(self, name) < least:
                 raise SettingError(f"{name}={getattr(self, name)}; expected at least {least}")
@@ -462,13 +595,22 @@ class TrainSpec:
         for name, (low, high) in _WITHIN.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"{name}={getattr(self, name)}; expected {low} to {high:g}")
-        for name, allowed in _choices().items():
+        for name, allowed in choices().items():
             if getattr(self, name) not in allowed:
                 raise SettingError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
         self._check_together()
         self._check_places()
         self._check_out()
-        self.build_method()
+        self._check_method()
+
+    def _check_method(self) -> None:
+        for each in fields(self):
+            own = each.metadata["methods"]
+            if own and self.method not in own and getattr(self, each.name) != each.default:
+                raise SettingError(f"{self.method} does not have {each.name}; it is a setting of {', '.join(own)}")
+        if self.rank is not None and self.columns is not None:
+            raise SettingError(f"rank={self.rank} and columns={self.columns!r} both choose columns; give one")
+        Columns.parse(self.columns if self.rank is None else self.rank)
 
     def _check_together(self) -> None:
         if self.text_lr is not None and not self.trains_text:
@@ -527,7 +669,7 @@ class TrainSpec:
 
 
 def settings() -> tuple[Field, ...]:
-    """Every field of a training run, in order; `metadata` has group, resume and help."""
+    """Every field of a training run, in order; `metadata` is what `_of` gives it."""
     return fields(TrainSpec)
 
 
@@ -614,7 +756,22 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _choices() -> dict[str, tuple[Any, ...]]:
+def kinds() -> dict[str, Any]:
+    """The type of every field, without None."""
+    return {name: _kinds(kind)[0] for name, kind in get_type_hints(TrainSpec).items()}
+
+
+def limits(name: str) -> tuple[float | None, float | None]:
+    """The least and the largest value that `check` lets a number have; None where there is no such bound.
+
+    A rate and the clip must be more than their least value, 0.
+    """
+    if name in _WITHIN:
+        return _WITHIN[name]
+    return (0 if name in _POSITIVE else _AT_LEAST.get(name)), None
+
+
+def choices() -> dict[str, tuple[Any, ...]]:
     """The fields that take one of a few values, with these."""
     found = {}
     for name, kind in get_type_hints(TrainSpec).items():
