@@ -165,29 +165,11 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from .spectral.convert import to_diff, to_lora
-    from .spectral.errors import SettingError
-    from .spectral.export import write_export
-    from .spectral.file import load
+    from .trainer.export_task import ExportRequest, convert
 
-    adapter = load(args.file)
-    weights = None
-    if args.base is not None:
-        from .trainer.console import quiet_libraries
-
-        quiet_libraries()
-        from .trainer.models import load_base
-
-        weights = load_base(args.base, weights_only=True, dtype=None).weights()
-    if args.to == "lora":
-        made = to_lora(adapter, weights, rank=args.rank)
-    elif weights is None:
-        raise SettingError("a difference file is made from the base model's weights; give the base with --base")
-    else:
-        made = to_diff(adapter, weights)
-    path = write_export(made, adapter, args.out)
+    path, lost = convert(ExportRequest(args.file, args.out, args.to, args.base, args.rank))
     print(f"Wrote {path} ({path.stat().st_size:,} bytes).")
-    print(f"What the export lost: {made.residual}.")
+    print(f"What the export lost: {lost}.")
     return 0
 
 

@@ -1,0 +1,103 @@
+"""An adapter as a file for programs without this package: a LoRA, or the full difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..spectral.convert import to_diff, to_lora
+from ..spectral.container import refuse_existing
+from ..spectral.errors import SettingError
+from ..spectral.export import write_export
+from ..spectral.file import load
+from .events import Listener, Phase, Saved, silent
+from .task import Done, Task
+
+Kind = Literal["lora", "diff"]
+KINDS: tuple[Kind, ...] = ("lora", "diff")
+MOST_RANK = 4096
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to export. base: model to read where the adapter's file does not hold all that is needed; rank: of a LoRA.
+
+    out: file to write; never overwritten.
+    """
+
+    adapter: Path
+    out: Path
+    to: Kind = "lora"
+    base: str | None = None
+    rank: int | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ExportRequest:
+        """Read a request made of plain values. Raises SettingError for unknown, missing or unusable ones."""
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(values.keys() - known):
+            raise SettingError(f"an export has no setting {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        for name in ("adapter", "out"):
+            if not isinstance(values.get(name), (str, Path)) or not str(values[name]):
+                raise SettingError(f"export: found {name}={values.get(name)!r}, expected the path of a file")
+        request = cls(**{**values, "adapter": Path(values["adapter"]), "out": Path(values["out"])})
+        if request.to not in KINDS:
+            raise SettingError(f"export: found to={request.to!r}, expected one of {', '.join(KINDS)}")
+        if request.base is not None and not isinstance(request.base, str):
+            raise SettingError(f"export: found base={request.base!r}, expected the path of a model or none")
+        if request.rank is not None and not (type(request.rank) is int and 1 <= request.rank <= MOST_RANK):
+            raise SettingError(f"export: found rank={request.rank!r}, expected 1 to {MOST_RANK}, or none")
+        return request
+
+
+def convert(request: ExportRequest, listen: Listener = silent) -> tuple[Path, str]:
+    """Write the export: its path, and what it lost, in words.
+
+    The base is loaded only where the adapter needs it: a portable file is exported as a LoRA without. Raises
+    SettingError where rank or base are missing, AdapterFileError for files that cannot be read or written.
+    """
+    refuse_existing(request.out, overwrite=False)
+    listen(Phase("loading"))
+    adapter = load(request.adapter)
+    needed = request.to == "diff" or any(layer.frames is None for layer in adapter.layers.values())
+    if request.to == "diff" and request.base is None:
+        raise SettingError("a difference file is made from the base model's weights; give the base with --base")
+    weights = _weights(request.base) if needed and request.base is not None else None
+    listen(Phase("exporting"))
+    if request.to == "lora":
+        made = to_lora(adapter, weights, rank=request.rank)
+    else:
+        made = to_diff(adapter, weights)
+    listen(Phase("saving"))
+    return write_export(made, adapter, request.out), str(made.residual)
+
+
+def export(
+    request: Mapping[str, Any],
+    folder: Path,
+    listen: Listener = silent,
+    stop: Callable[[], bool] = lambda: False,
+) -> Done:
+    """Export as a job: `request` as for `ExportRequest.from_json`, events in `folder`/events.jsonl.
+
+    A stop is heard before the work begins; after that an export is written whole. Raises SpectralError as `convert`.
+    """
+    with Task(folder, listen, stop) as task:
+        wanted = ExportRequest.from_json(request)
+        if task.stop():
+            return task.end(Done("stopped", "Stopped before anything was written.", resumable=True))
+        path, lost = convert(wanted, task.tell)
+        size = path.stat().st_size
+        task.tell(Saved(path, size))
+        return task.end(Done("finished", f"Wrote {path} ({size:,} bytes). What the export lost: {lost}.", path))
+
+
+def _weights(base: str) -> Mapping[str, Any]:
+    from .console import quiet_libraries  # diffusers is loaded only by exports that need a base
+
+    quiet_libraries()
+    from .models import load_base
+
+    return load_base(base, weights_only=True, dtype=None).weights()
