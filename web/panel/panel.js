@@ -1,0 +1,229 @@
+/**
+ * The panel: <spectral-panel>, a web component for ComfyUI's sidebar and for a page of its own. It knows no host; what it
+ * needs of one is its `host` property.
+ */
+
+import { Api } from "./api.js";
+import { note } from "./controls.js";
+import { clear, h, setText } from "./dom.js";
+import { loadStrings } from "./i18n.js";
+import { ask, toasts } from "./overlay.js";
+import { recall, remember } from "./remember.js";
+import { moving, Store } from "./store.js";
+import { tokenScreen } from "./token.js";
+
+const STYLES = ["./style.css", "./views.css"].map((name) => new URL(name, import.meta.url).href);
+// Loaded when first shown. A view: create(ctx, params) -> {root, update(state), destroy()}.
+const VIEWS = {
+  start: () => import("./start.js"),
+  new: () => import("./new_training.js"),
+  job: () => import("./job.js"),
+  jobs: () => import("./job_list.js"),
+  compare: () => import("./compare.js"),
+};
+const TABS = [
+  ["new", "tabs.new"],
+  ["jobs", "tabs.jobs"],
+];
+const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "jobs" };
+
+/**
+ * @typedef {Object} Host
+ * @property {string} name "comfyui" or "standalone"
+ * @property {string} base where the routes lie, "/spectral_adapters"
+ * @property {(path: string, init: Object) => Promise<Response>} fetch
+ * @property {(path: string) => string} url a path as an address for pictures
+ * @property {string} lang such as "en"
+ * @property {(adapter: string) => void} [useInGraph]
+ * @property {(kind: string, text: string) => void} [toast]
+ * @property {() => void} [refreshAdapters]
+ * @property {{read: () => [string, Object]|null, write: (view: string, params: Object) => void}} [route]
+ */
+
+/**
+ * @typedef {Object} Ctx what every view is given
+ * @property {Api} api
+ * @property {Store} store
+ * @property {Function} t
+ * @property {(view: string, params?: Object) => Promise<void>} go
+ * @property {(kind: string, text: string) => void} toast
+ * @property {Host} host
+ * @property {(text: string, options?: {yes?: string, danger?: boolean}) => Promise<boolean>} confirm
+ */
+
+/** The element. Set `host` before or after it is put into the page; it starts with both. */
+export class SpectralPanel extends HTMLElement {
+  #host = null;
+  #ctx = null;
+  #view = null;
+  #at = { view: "", params: {} };
+  #turn = 0;
+  #leave = null;
+
+  /** @param {Host} host */
+  set host(host) {
+    this.#host = host;
+    if (this.isConnected) this.#begin();
+  }
+
+  get host() {
+    return this.#host;
+  }
+
+  connectedCallback() {
+    if (this.#host) this.#begin();
+  }
+
+  disconnectedCallback() {
+    this.#turn += 1;
+    this.#view?.destroy();
+    this.#view = null;
+    this.#leave?.();
+    this.#leave = null;
+    this.#ctx?.store.stop();
+    this.#ctx = null;
+  }
+
+  async #begin() {
+    if (this.#ctx) return;
+    const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
+    const api = new Api(this.#host);
+    const store = new Store(api);
+    this.#ctx = { api, store, host: this.#host };
+    const turn = ++this.#turn;
+    this.shell = h("div", { class: "shell", hidden: true });
+    clear(root, this.#styles(), this.shell);
+    const t = await this.#strings(api, turn);
+    if (t === null) return;
+    this.#draw(t);
+    this.#leave = store.subscribe(() => this.#changed());
+    store.start();
+  }
+
+  /** Links to the style sheets; the panel stays unseen until the first is there. */
+  #styles() {
+    const seen = () => (this.shell.hidden = false);
+    return STYLES.map((href) => h("link", { rel: "stylesheet", href, onLoad: seen, onError: seen }));
+  }
+
+  /** The strings; while the server is away it is asked again. */
+  async #strings(api, turn) {
+    for (let wait = 1000; ; wait = Math.min(wait * 2, 15_000)) {
+      try {
+        const t = await loadStrings(api, this.#host.lang);
+        return turn === this.#turn ? t : null;
+      } catch (error) {
+        if (turn !== this.#turn) return null;
+        // Without strings there are no translated sentences yet: the error is the server's own.
+        if (error.status === 401) return this.#ask(api, turn);
+        clear(this.shell, note("error", error.message));
+        await new Promise((resolve) => setTimeout(resolve, wait));
+      }
+    }
+  }
+
+  async #ask(api, turn) {
+    await new Promise((resolve) => clear(this.shell, tokenScreen(api, resolve)));
+    return turn === this.#turn ? this.#strings(api, turn) : null;
+  }
+
+  #draw(t) {
+    const layer = toasts(t("close"));
+    const toast = (kind, text) => (this.#host.toast ?? layer.show)(kind, text);
+    const confirm = (text, { yes = t("yes"), danger = false } = {}) =>
+      ask(this.shell, { text, yes, no: t("cancel"), danger });
+    Object.assign(this.#ctx, { t, toast, confirm, go: (view, params) => this.go(view, params) });
+    this.tabs = new Map(TABS.map(([view, key]) => [view, this.#tab(view, t(key))]));
+    this.count = h("span", { class: "badge", hidden: true, "data-test": "jobs-count" });
+    this.tabs.get("jobs").append(this.count);
+    this.banner = h("div", { class: "banner", role: "status", hidden: true, "data-test": "banner" });
+    this.main = h("main", { class: "main", tabindex: "-1", "data-test": "main" });
+    const nav = h("nav", { class: "tabs", "aria-label": t("title") }, [...this.tabs.values()]);
+    clear(this.shell, h("header", { class: "top" }, nav), this.banner, this.main, layer.root);
+  }
+
+  #tab(view, label) {
+    const open = () => this.go(view);
+    return h("button", { type: "button", class: "tab", "data-test": `tab-${view}`, onClick: open }, label);
+  }
+
+  /** The store has something new. */
+  #changed() {
+    const { store, t } = this.#ctx;
+    const lost = store.connection === "lost";
+    this.banner.hidden = !lost;
+    if (lost) setText(this.banner, t("connection.lost", { reason: store.error }));
+    if (store.connection === "token") return this.#askToken();
+    if (!store.state) return undefined;
+    const active = store.state.jobs.filter(moving).length;
+    this.count.hidden = active === 0;
+    setText(this.count, String(active));
+    this.count.title = t("tabs.active", { count: active });
+    if (!this.#view && !this.#at.view) return this.#first(store.state);
+    return this.#view?.update(store.state);
+  }
+
+  #askToken() {
+    if (this.asking) return;
+    const before = [...this.shell.children];
+    this.asking = true;
+    const enter = () => {
+      this.asking = false;
+      clear(this.shell, before);
+      this.#ctx.store.refresh();
+    };
+    clear(this.shell, tokenScreen(this.#ctx.api, enter, this.#ctx.t));
+  }
+
+  /** Where to begin: where one was, else what there is. */
+  #first(state) {
+    const place = this.#host.route?.read() ?? recall(this.#host, "view");
+    if (place && place[0] in VIEWS) return this.go(...place);
+    const running = state.jobs.find((job) => job.status === "running");
+    if (running) return this.go("job", { id: running.id });
+    return this.go(state.jobs.length ? "jobs" : "start");
+  }
+
+  /**
+   * Shows a view.
+   * @param {keyof typeof VIEWS} view
+   * @param {Object} [params] plain values: they are remembered across a reload
+   */
+  async go(view, params = {}) {
+    const turn = ++this.#turn;
+    this.#at = { view, params };
+    this.#mark(view);
+    const made = await this.#make(view, params);
+    if (turn !== this.#turn) return made.destroy?.();
+    this.#view?.destroy();
+    this.#view = made;
+    clear(this.main, made.root);
+    this.main.scrollTop = 0;
+    this.main.dataset.view = view;
+    if (this.#ctx.store.state) made.update(this.#ctx.store.state);
+    return undefined;
+  }
+
+  #mark(view) {
+    for (const [name, tab] of this.tabs) {
+      if (TAB_OF[view] === name) tab.setAttribute("aria-current", "page");
+      else tab.removeAttribute("aria-current");
+    }
+    const kept = view === "new" ? {} : this.#at.params;
+    this.#host.route?.write(view, kept);
+    remember(this.#host, "view", [view, kept]);
+  }
+
+  async #make(view, params) {
+    try {
+      const { create } = await VIEWS[view]();
+      return create(this.#ctx, params);
+    } catch (error) {
+      // A view that cannot be made must say so instead of leaving the old one in place.
+      console.error(error);
+      return { root: note("error", error.message), update() {}, destroy() {} };
+    }
+  }
+}
+
+if (!customElements.get("spectral-panel")) customElements.define("spectral-panel", SpectralPanel);
