@@ -7,9 +7,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
 
 PACKAGE = "spectral_adapters"
+# Commands that live with what they do, in modules with `add_arguments(parser)` and `run(arguments)`; with what --help
+# says of each. Those without are started by this package's own processes.
+_ELSEWHERE = {
+    "jobs": (".trainer.jobs.cli", "queue, follow, stop and resume trainings that run by themselves"),
+    "datasets": (".trainer.datasets_cli", "list, check and fill folders of training pictures"),
+    "ui": (".trainer.http.cli", "show the training panel in the browser"),
+    "job-child": (".trainer.jobs.child", None),
+    "estimate-server": (".trainer.estimate_server", None),
+}
 
 
 def _register() -> None:
@@ -29,7 +39,7 @@ def _register() -> None:
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:
-    """All commands; of `train`, which has many options, only the name unless it is the `command` to be read."""
+    """All commands; of those with many options only the name, unless it is the `command` to be read."""
     from .trainer.options import Parser, add_train_arguments
 
     top = Parser(
@@ -47,7 +57,19 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     _info_arguments(commands.add_parser("info", help="say what an adapter file holds"))
     _convert_arguments(commands.add_parser("convert", help="write an adapter as a LoRA or a difference file"))
     _demo_arguments(commands.add_parser("demo", help="train on the bundled pictures and show before and after"))
+    for name in _ELSEWHERE:
+        _add_elsewhere(commands, name, wanted=name == command)
     return top
+
+
+def _add_elsewhere(commands: argparse._SubParsersAction, name: str, *, wanted: bool) -> None:
+    """The name of a command that lives elsewhere; its options too where it is the one wanted."""
+    home, said = _ELSEWHERE[name]
+    known = commands.add_parser(name, allow_abbrev=False, **({} if said is None else {"help": said}))
+    if wanted:
+        module = import_module(home, __package__)
+        module.add_arguments(known)
+        known.set_defaults(handler=module.run)
 
 
 def _plot_arguments(command: argparse.ArgumentParser) -> None:
@@ -217,7 +239,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if not __package__:
         _register()
-        from importlib import import_module
-
         main = import_module(f"{PACKAGE}.__main__").main
     sys.exit(main())

@@ -1,0 +1,68 @@
+"""The command `ui`: the panel as a page of its own, for people without ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DEFAULT_PORT = 8190
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """The options of `ui`."""
+    command.description = (
+        "Show the training panel in the browser. Only this machine can reach it, and only with the token in the "
+        "address that is printed. Trainings go on when it is closed."
+    )
+    add = command.add_argument
+    add("--home", type=Path, default=None, help="folder of the jobs (default: spectral_adapters in the home folder)")
+    add(
+        "--root",
+        type=_named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a folder whose sub-folders are datasets (repeatable; remembered)",
+    )
+    add(
+        "--models",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with base models, .safetensors or diffusers folders (repeatable; remembered)",
+    )
+    add("--port", type=int, default=DEFAULT_PORT, help=f"0 for any free one (default: {DEFAULT_PORT})")
+    add("--no-browser", action="store_true", help="only print the address")
+    add("--device", default=None, metavar="NAME", help="train on this device alone: cpu, cuda:0, ... (default: all)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until asked to stop. Raises SpectralError."""
+    import secrets
+
+    from .app import serve
+
+    studio = make_studio(args)
+    studio.start()
+    try:
+        serve(studio, args.port, secrets.token_urlsafe(32), lambda address: _ready(address, not args.no_browser))
+    finally:
+        studio.close()
+    return 0
+
+
+def _ready(address: str, browser: bool) -> None:
+    print(f"Spectral Adapters: {address}", flush=True)
+    print("Ctrl-C closes it; trainings go on.", flush=True)
+    if browser:
+        import webbrowser
+
+        webbrowser.open(address)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    return name, Path(path).expanduser().absolute()

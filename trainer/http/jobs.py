@@ -1,0 +1,106 @@
+"""Routes of jobs: what there is, what each does, and all that can be asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..studio import Studio
+from .call import Call
+from .route import Route
+
+
+def state(studio: Studio, call: Call) -> dict[str, Any]:
+    """Everything that every page shows."""
+    found = studio.state(call.text("known", ""))
+    if "host" in found:
+        found["host"]["token_needed"] = call.access.token is not None
+    return found
+
+
+def detail(studio: Studio, call: Call) -> dict[str, Any]:
+    """All of one job but its curve."""
+    return studio.detail(call.path["id"])
+
+
+def curve(studio: Studio, call: Call) -> dict[str, Any]:
+    """The loss and what goes with it, from the given point of the given generation on."""
+    return studio.curve(call.path["id"], call.whole("after", 0), call.maybe_whole("generation"))
+
+
+def create(studio: Studio, call: Call) -> dict[str, Any]:
+    """Queue a training."""
+    from ..request import Request
+
+    entry, notice = studio.create(Request.from_json(call.table("request")))
+    return {"id": entry.job.id, "notice": notice}
+
+
+def stop(studio: Studio, call: Call) -> dict[str, Any]:
+    """Save and stop; with `now`, without waiting."""
+    studio.stop(call.path["id"], call.yes("now"))
+    return {}
+
+
+def resume(studio: Studio, call: Call) -> dict[str, Any]:
+    """Go on with a job that was stopped or interrupted."""
+    studio.resume(call.path["id"], tuple(call.texts("allow", 50)))
+    return {}
+
+
+def sample(studio: Studio, call: Call) -> dict[str, Any]:
+    """Sample pictures after the step that is under way."""
+    studio.store.sample(call.path["id"])
+    return {}
+
+
+def save(studio: Studio, call: Call) -> dict[str, Any]:
+    """A checkpoint after the step that is under way."""
+    studio.store.save(call.path["id"])
+    return {}
+
+
+def delete(studio: Studio, call: Call) -> dict[str, Any]:
+    """Move a job's folder to the trash."""
+    return {"trash": str(studio.delete(call.path["id"]))}
+
+
+def show_folder(studio: Studio, call: Call) -> dict[str, Any]:
+    """Show the job's folder in the file manager of the machine that the server runs on."""
+    from ..show_folder import show_folder
+
+    entry = studio.store.entry(call.path["id"])
+    show_folder(entry.folder, here=call.access.loopback and "open" in studio.host.can)
+    return {}
+
+
+def grid(studio: Studio, call: Call) -> dict[str, Any]:
+    """Queue a grid of pictures: checkpoints, strengths and prompts with one seed."""
+    return {"id": studio.create_grid(call.path["id"], call.values).job.id}
+
+
+def export(studio: Studio, call: Call) -> dict[str, Any]:
+    """Queue the export as a LoRA."""
+    return {"id": studio.create_export(call.path["id"], call.values).job.id}
+
+
+def order(studio: Studio, call: Call) -> dict[str, Any]:
+    """Bring the waiting jobs into an order."""
+    studio.reorder(call.texts("order"))
+    return {}
+
+
+ROUTES = (
+    Route("GET", "/state", state, ("known",)),
+    Route("GET", "/jobs/{id}", detail),
+    Route("GET", "/jobs/{id}/curve", curve, ("after", "generation")),
+    Route("POST", "/jobs", create, ("request",)),
+    Route("POST", "/jobs/{id}/stop", stop, ("now",)),
+    Route("POST", "/jobs/{id}/resume", resume, ("allow",)),
+    Route("POST", "/jobs/{id}/sample", sample),
+    Route("POST", "/jobs/{id}/save", save),
+    Route("POST", "/jobs/{id}/delete", delete),
+    Route("POST", "/jobs/{id}/open", show_folder),
+    Route("POST", "/jobs/{id}/grid", grid, ("checkpoints", "strengths", "prompts", "seed")),
+    Route("POST", "/jobs/{id}/export", export, ("rank", "checkpoint")),
+    Route("POST", "/queue", order, ("order",)),
+)

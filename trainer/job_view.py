@@ -1,0 +1,130 @@
+"""A job as pages see it: plain values made from its folder, the same for every page, tab and node."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .addresses import THUMB, both, file_address
+from .overview import LOSS, SHEET
+from .sample_files import read_samples
+
+if TYPE_CHECKING:
+    from .jobs.course import Course
+    from .jobs.job import Entry
+
+SILENT = 60.0  # seconds without a heartbeat after which a running job is called unresponsive
+_TAIL = 8000  # bytes of a child's log that pages get
+_ACTIVE = ("running", "stopping")
+_SEEN = ("loss", "lr", "rate", "eta", "memory", "phase", "progress")
+
+
+def summary(entry: Entry, course: Course | None) -> dict[str, Any]:
+    """What lists show of a job; `course` is None where it has not begun."""
+    job, state = entry.job, entry.state
+    seen = {} if course is None else course.summary()
+    return {
+        **{name: getattr(job, name) for name in ("id", "kind", "name", "created", "parent")},
+        **{name: getattr(state, name) for name in ("status", "text", "reason", "started", "ended")},
+        "device": state.device or job.device,
+        "base": job.request.get("base") or _base_name(job.spec.get("base")),
+        **{name: job.spec.get(name) for name in ("method", "preset", "trigger")},
+        "step": seen.get("step") or state.step or 0,
+        "steps": seen.get("steps") or job.spec.get("steps"),
+        **{name: seen.get(name) for name in _SEEN},
+        "best": seen.get("best"),
+        "resumable": bool(state.resumable),
+        "adapter": adapter(state.adapter),
+        "cover": cover(entry),
+        "unresponsive": state.status in _ACTIVE and silence(entry) > SILENT,
+    }
+
+
+def detail(entry: Entry, course: Course | None, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All that a job's page shows besides its curve; `tasks` are the summaries of the grids and exports made of it."""
+    curve = {} if course is None else course.curve()
+    seen = {} if course is None else course.summary()
+    return {
+        **summary(entry, course),
+        "request": entry.job.request,
+        "spec": entry.job.spec,
+        "plan": seen.get("plan"),
+        "notices": seen.get("notices", []),
+        "prompts": list(entry.job.spec.get("sample_prompts") or ()),
+        "samples": samples(entry, curve.get("samples", [])),
+        "validations": curve.get("validations", []),
+        "checkpoints": checkpoints(entry, curve.get("checkpoints", [])),
+        "pictures": pictures(entry),
+        "tasks": list(tasks),
+        "folder": str(entry.folder),
+        "log": log_tail(entry.folder / "child.log"),
+    }
+
+
+def samples(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The sample pictures that count, by step and number; those that a resume took back are left out."""
+    prompts = {
+        Path(path).name: prompt for sampled in told for path, prompt in zip(sampled["paths"], sampled["prompts"])
+    }
+    return [
+        {
+            "step": found.step,
+            "number": found.number,
+            "prompt": prompts[found.path.name],
+            **both(entry.job.id, found.path, "samples", found.path.name),
+        }
+        for found in read_samples(entry.run / "samples")
+        if found.path.name in prompts
+    ]
+
+
+def checkpoints(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The checkpoints that are still there."""
+    return [dict(found) for found in told if (entry.run / "checkpoints" / found["name"]).is_dir()]
+
+
+def pictures(entry: Entry) -> dict[str, str | None]:
+    """The addresses of the pictures that a run draws of itself."""
+    return {
+        name.removesuffix(".png"): file_address(entry.job.id, entry.run / name, name) for name in (LOSS, SHEET)
+    }
+
+
+def cover(entry: Entry) -> str | None:
+    """A small picture that stands for the job: the last sample of the first prompt."""
+    first = [found for found in read_samples(entry.run / "samples") if found.number == 1]
+    if not first:
+        return None
+    return file_address(entry.job.id, first[-1].path, "samples", first[-1].path.name, size=THUMB)
+
+
+def adapter(path: str | None) -> dict[str, Any] | None:
+    """The finished adapter file; None where there is none, or no longer."""
+    if path is None or not os.path.isfile(path):
+        return None
+    return {"name": Path(path).name, "path": path, "bytes": os.path.getsize(path)}
+
+
+def silence(entry: Entry) -> float:
+    """Seconds since the job's child last gave a sign of life."""
+    try:
+        return time.time() - (entry.folder / "heartbeat").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def log_tail(path: Path) -> str | None:
+    """The last lines that the child printed."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL))
+            return file.read(_TAIL).decode("utf-8", "replace") or None
+    except OSError:
+        return None
+
+
+def _base_name(base: str | None) -> str | None:
+    return None if base is None else Path(base).name
