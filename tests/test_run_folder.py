@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from spectral_adapters.spectral.errors import SettingError, SpectralError
-from spectral_adapters.trainer import run_folder
+from spectral_adapters.trainer import processes, run_folder
 from spectral_adapters.trainer.checkpoint import State
 from spectral_adapters.trainer.run_folder import REQUESTS, Requests, RunFolder, ask, running
 
@@ -219,7 +219,7 @@ def test_of_many_processes_that_find_a_dead_ones_run_one_gets_it(path, children)
 
 
 def _lock_of(path, **changes):
-    (path / "run.lock").write_text(json.dumps({**vars(run_folder._self()), **changes}))
+    (path / "run.lock").write_text(json.dumps({**vars(processes.this()), **changes}))
 
 
 @pytest.mark.parametrize(

@@ -21,19 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock
 
 from ..spectral.errors import SettingError
-from . import files
+from . import files, processes
 from .checkpoint import Checkpoints
+from .processes import Process
 
 Request = Literal["stop", "sample", "save"]
 REQUESTS: tuple[Request, ...] = ("stop", "sample", "save")
 _SPEC, _RESUMES, _EVENTS, _LOCK = "spec.json", "resumes.jsonl", "events.jsonl", "run.lock"
 _GUARD = ".run.lock.guard"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_CLOCK = 2.0  # seconds by which two readings of a process's start may differ
 
 
 @dataclass
@@ -137,7 +135,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let other processes have the run."""
-        if _owner(self.path / _LOCK) == _self():
+        if _owner(self.path / _LOCK) == processes.this():
             with contextlib.suppress(OSError):
                 os.unlink(self.path / _LOCK)
 
@@ -212,7 +210,7 @@ class Requests:
 def ask(run: Path, request: Request) -> None:
     """Ask the training that runs in the folder `run` for something. Raises SettingError where none runs."""
     owner = _owner(run / _LOCK)
-    if owner is None or _is_gone(owner):
+    if owner is None or owner.is_gone():
         raise SettingError(f"{run}: found no training running in it, expected one to ask for {request!r}.")
     (run / "requests" / request).touch()
 
@@ -220,30 +218,7 @@ def ask(run: Path, request: Request) -> None:
 def running(run: Path) -> int | None:
     """The process id of the training that holds the folder, as far as this machine can tell, or None."""
     owner = _owner(run / _LOCK)
-    return None if owner is None or _is_gone(owner) else owner.pid
-
-
-@dataclass(frozen=True)
-class _Owner:
-    """A process, told apart from another that gets its number later. started: seconds from boot, boot: its id."""
-
-    pid: int
-    started: float
-    boot: str
-    host: str
-
-
-def _self() -> _Owner:
-    return _Owner(os.getpid(), _started(os.getpid()), _boot(), platform.node())
-
-
-def _boot() -> str:
-    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
-
-
-def _started(pid: int) -> float:
-    # From boot, because setting the clock moves both readings alike.
-    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 1)
+    return None if owner is None or owner.is_gone() else owner.pid
 
 
 def _lock(path: Path) -> str | None:
@@ -263,7 +238,7 @@ def _take(path: Path) -> str | None:
     notice = None
     while not _make(path):
         owner = _owner(path)
-        if owner is not None and not _is_gone(owner):
+        if owner is not None and not owner.is_gone():
             where = "" if owner.host == platform.node() else f" on {owner.host}"
             raise SettingError(
                 f"{path.parent}: found that process {owner.pid}{where} is training there; expected no other. Wait for "
@@ -282,18 +257,18 @@ def _make(path: Path) -> bool:
     except FileExistsError:
         return False
     try:
-        files.write_all(handle, json.dumps(vars(_self())).encode())
+        files.write_all(handle, json.dumps(vars(processes.this())).encode())
         os.fsync(handle)
     finally:
         os.close(handle)
     return True
 
 
-def _owner(path: Path) -> _Owner | None:
+def _owner(path: Path) -> Process | None:
     """Who holds the lock; None where nobody does or the file is damaged."""
     for _ in range(10):
         try:
-            owner = _Owner(**json.loads(path.read_bytes()))
+            owner = Process(**json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
@@ -301,22 +276,6 @@ def _owner(path: Path) -> _Owner | None:
             continue
         return owner if type(owner.pid) is int else None
     return None
-
-
-def _is_gone(owner: _Owner) -> bool:
-    """Whether the process is certainly no longer there."""
-    if owner.host != platform.node():
-        return False
-    if owner.boot != _boot():
-        return True
-    try:
-        # A zombie has died but its parent, perhaps a web server, has not asked how.
-        zombie = psutil.Process(owner.pid).status() == psutil.STATUS_ZOMBIE
-        return zombie or abs(_started(owner.pid) - owner.started) > _CLOCK
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.AccessDenied:
-        return False
 
 
 def _foreign(path: Path) -> bool:
