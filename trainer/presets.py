@@ -143,7 +143,7 @@ def preset_sources(name: str, method: str, kind: Kind) -> dict[str, Value]:
     if name == NO_PRESET:
         return {}
     _known(name, [*PRESETS, NO_PRESET], "preset")
-    _known(method, list(_METHODS), "method")
+    known_method(method)
     if kind == "tiny":
         return {**_TINY_COMMON, **_TINY[method], **_TINY_CHANGES.get((name, method), {})}
     merged = {**_METHODS[method], **_CHANGES.get((name, method), {})}
@@ -159,6 +159,11 @@ def _for_sdxl(values: dict[str, Value]) -> dict[str, Value]:
         **({} if text is None else {"text_targets_2": text}),
         **_all(_OURS, gradient_checkpointing=True),
     }
+
+
+def known_method(name: str) -> None:
+    """Raise SettingError, with the nearest, for an unknown method; without torch."""
+    _known(name, list(_METHODS), "method")
 
 
 def _known(name: str, names: list[str], what: str) -> None:

@@ -650,7 +650,7 @@ class TrainSpec:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as `from_mapping` reads them."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return {name: plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainSpec:
@@ -661,8 +661,7 @@ class TrainSpec:
             near = difflib.get_close_matches(strange[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
             raise SettingError(f"{strange[0]!r} is no setting of a training run; {hint}")
-        kinds = get_type_hints(cls)
-        read = {name: _read(name, value, kinds[name]) for name, value in values.items() if value is not None}
+        read = {name: read_value(name, value) for name, value in values.items() if value is not None}
         if missing := [n for n in ("base", "images", "out") if n not in read]:
             raise SettingError(f"{missing[0]} is missing; a training run needs base, images and out")
         return cls(**read)
@@ -712,8 +711,9 @@ def _kinds(kind: Any) -> tuple[Any, ...]:
     return tuple(option for option in get_args(kind) if option is not type(None)) if union else (kind,)
 
 
-def _read(name: str, value: Any, kind: Any) -> Any:
-    """A plain value as the field's type. Raises SettingError."""
+def read_value(name: str, value: Any) -> Any:
+    """A plain value as the type of the field of that name. Raises SettingError."""
+    kind = get_type_hints(TrainSpec)[name]
     for option in _kinds(kind):
         try:
             return _convert(value, option)
@@ -748,11 +748,12 @@ def _spoken(kind: Any) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A field's value as JSON has it."""
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return dict(value) if isinstance(value, Mapping) else value
 
 
