@@ -50,9 +50,10 @@ def form(places: Places) -> dict[str, Any]:
     """Everything a page needs to draw the form.
 
     {"groups": [{id, title}], "settings": [{name, group, label, help, kind, advanced, optional, default, and where they
-    say something: choices, suggestions, min, max, above, step, longest, methods, bases, unit}], "presets": [{name, title,
-    help, method}], "methods": [{name, title, help}], "common": [names]}. optional: null means "left to the method or
-    the base". above: the value must be more than it. longest: characters of a text. methods, bases: which alone have it.
+    say something: choices, suggestions, min, max, above, step, longest, methods, bases, unit}], "presets": [{name,
+    title, help, method}], "methods": [{name, title, help}], "common": [names]}. optional: null means "left to the
+    method or the base". above: the value must be more than it. longest: characters of a text. methods, bases: the ones
+    that alone have it.
     """
     return {
         "groups": [{"id": group, "title": _capital(title)} for group, title in TITLES.items()],
