@@ -81,12 +81,13 @@ def save_samples(
                 break
             picture = _pictures(pipeline, [shot], look, base.scale)[0]
             paths.append(folder / sample_name(step, number))
-            save_png(paths[-1], picture, {"step": str(step), **_facts(shot, look)})
+            save_png(paths[-1], picture, {"step": str(step), **facts(shot, look)})
             listen(Progress(number, len(wanted), shot.prompt))
     return tuple(paths)
 
 
-def _facts(shot: Shot, look: Look) -> dict[str, str]:
+def facts(shot: Shot, look: Look) -> dict[str, str]:
+    """The texts in a picture's file that say how it was made."""
     return {
         "prompt": shot.prompt,
         "negative": look.negative,

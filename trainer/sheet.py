@@ -11,17 +11,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .sample_files import Sample, read_samples
 
-_MARGIN, _GAP, _LABEL, _TITLE = 24, 12, 46, 40
+_MARGIN, _GAP, _LABEL, _TITLE, _HEADING = 24, 12, 46, 40, 44
 _INK, _PAPER, _FAINT, _EMPTY = (28, 30, 34), (250, 250, 248), (110, 114, 120), (236, 236, 234)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a sheet: a title above, pictures with a label under each. None leaves an empty place."""
+    """One line of a sheet: a title above, pictures with a label under each. None leaves an empty place.
+
+    heading: above the title, in larger letters, where a group of rows begins.
+    """
 
     title: str
     pictures: Sequence[Image.Image | None]
     labels: Sequence[str]
+    heading: str = ""
 
 
 def sheet(rows: Sequence[Row], cell: int = 224) -> Image.Image:
@@ -30,11 +34,15 @@ def sheet(rows: Sequence[Row], cell: int = 224) -> Image.Image:
     width = _MARGIN * 2 + across * (cell + _GAP) - _GAP
     scaled = [[None if p is None else _scaled(p, cell) for p in row.pictures] for row in rows]
     heights = [max((p.height for p in line if p is not None), default=cell) for line in scaled]
-    canvas = Image.new("RGB", (width, _MARGIN * 2 + sum(heights) + len(rows) * (_TITLE + _LABEL)), _PAPER)
+    headings = _HEADING * sum(bool(row.heading) for row in rows)
+    canvas = Image.new("RGB", (width, _MARGIN * 2 + sum(heights) + headings + len(rows) * (_TITLE + _LABEL)), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    big, small = ImageFont.load_default(20), ImageFont.load_default(14)
+    huge, big, small = (ImageFont.load_default(points) for points in (26, 20, 14))
     y = _MARGIN
     for row, pictures, height in zip(rows, scaled, heights):
+        if row.heading:
+            draw.text((_MARGIN, y + 4), _fitting(row.heading, width - 2 * _MARGIN, huge), _INK, huge)
+            y += _HEADING
         draw.text((_MARGIN, y + 6), _fitting(row.title, width - 2 * _MARGIN, big), _INK, big)
         y += _TITLE
         for i, (picture, label) in enumerate(zip(pictures, row.labels)):
@@ -64,7 +72,7 @@ def contact_sheet(folder: Path, cell: int = 256, most: int = 12) -> Image.Image 
     labels = [f"step {step:,}" if step else "before training" for step in steps]
     return sheet(
         [
-            Row(title, [_opened(own[step], cell) if step in own else None for step in steps], labels)
+            Row(title, [opened(own[step].path, cell) if step in own else None for step in steps], labels)
             for title, own in by_prompt.items()
         ],
         cell,
@@ -85,8 +93,9 @@ def _title(sample: Sample) -> str:
     return f"{prompt or 'no prompt'}   (seed {seed})" if seed else f"sample {sample.number}"
 
 
-def _opened(sample: Sample, cell: int) -> Image.Image:
-    with Image.open(sample.path) as picture:
+def opened(path: Path, cell: int) -> Image.Image:
+    """A picture file as a sheet needs it, so that many full-size ones are never held at once."""
+    with Image.open(path) as picture:
         return _scaled(picture, cell)
 
 
