@@ -126,7 +126,7 @@ def sentence(run: Run, reason: Reason, path: Path | None, seconds: float, resuma
     """How the run ended and what can be done next."""
     step, steps = run.counts.step, run.spec.steps
     lost = "and no checkpoint could be saved" if step else "nothing was trained yet"
-    go_on = "resumable: run the same command with --resume" if resumable else lost
+    go_on = "resumable" if resumable else lost
     where = f" The adapter of that step is {path}." if path is not None else ""
     match reason:
         case "finished":
@@ -143,7 +143,7 @@ def sentence(run: Run, reason: Reason, path: Path | None, seconds: float, resuma
         case _:
             return (
                 f"The loss was not a finite number three times in a row, so training stopped at step {step} with the "
-                f"last good parameters, {go_on} and a lower learning rate (lr).{where}"
+                f"last good parameters, {go_on}; a lower learning rate (lr) may help.{where}"
             )
 
 

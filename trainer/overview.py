@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from ..spectral.errors import SettingError
 from .event_log import read_events
+from .jobs.course import History
 from .plot import plot_losses
 from .sample_files import save_png
 from .sheet import contact_sheet
@@ -18,41 +18,11 @@ from .sheet import contact_sheet
 LOSS, SHEET = "loss.png", "sheet.png"
 
 
-@dataclass
-class History:
-    """What a run's events say of its course, step -> value; `best` is the step of the lowest validation loss."""
-
-    losses: dict[int, float] = field(default_factory=dict)
-    rates: dict[int, float] = field(default_factory=dict)
-    validations: dict[int, float] = field(default_factory=dict)
-    checkpoints: dict[int, str] = field(default_factory=dict)
-    best: int | None = None
-
-    def forget_after(self, step: int) -> None:
-        """What later steps said does not count: the run went on from `step`."""
-        for kept in (self.losses, self.rates, self.validations, self.checkpoints):
-            for later in [s for s in kept if s > step]:
-                del kept[later]
-        if self.best is not None and self.best > step:
-            self.best = min(self.validations, key=self.validations.__getitem__, default=None)
-
-
 def history(events: Iterable[Mapping[str, Any]]) -> History:
     """The course of a run from the events of its log, oldest first."""
     found = History()
     for event in events:
-        match event:
-            case {"event": "Resumed", "step": step}:
-                found.forget_after(step)
-            case {"event": "Step", "step": step, "loss": loss, "lr": rate}:
-                found.losses[step], found.rates[step] = float(loss), float(rate)
-            case {"event": "Skipped", "step": step}:
-                found.losses[step] = float("nan")
-            case {"event": "Validated", "step": step, "loss": loss, "best": best}:
-                found.validations[step] = float(loss)
-                found.best = step if best else found.best
-            case {"event": "Checkpointed", "step": step, "path": path}:
-                found.checkpoints[step] = path
+        found.take(event)
     return found
 
 

@@ -18,4 +18,9 @@ class RunningMean:
         if math.isfinite(value):
             self._total = self._decay * self._total + value
             self._weight = self._decay * self._weight + 1
+        return self.value
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN where nothing was added."""
         return self._total / self._weight if self._weight else math.nan
