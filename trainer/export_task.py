@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..spectral.convert import to_diff, to_lora
 from ..spectral.container import refuse_existing
+from ..spectral.convert import to_diff, to_lora
 from ..spectral.errors import SettingError
 from ..spectral.export import write_export
 from ..spectral.file import load

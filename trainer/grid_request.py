@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -93,6 +94,12 @@ class GridRequest:
         """How many different pictures it has: at strength 0 every checkpoint is the base."""
         changed = sum(strength != 0 for strength in self.strengths)
         return len(self.prompts) * (changed * len(self.adapters) + (0.0 in self.strengths))
+
+    @property
+    def digest(self) -> str:
+        """The same for requests whose pictures are the same, on whatever device; 64 hex digits."""
+        plain = {name: value for name, value in self.as_json().items() if name != "device"}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     def _check(self) -> None:
         _whole("seed", self.seed, 0, MOST_SEED)

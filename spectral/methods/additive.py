@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from .base import Method, ParamGroup, Params, matrix_shape
+from .base import Method, Movement, ParamGroup, Params, matrix_shape
 
 
 class Additive(Method):
@@ -28,6 +28,25 @@ class Additive(Method):
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
         m, n = matrix_shape(weight_shape)
         return {"a_u": (m, r), "a_v": (n, r)}
+
+    def moved(self, basis: Basis, params: Params) -> Movement:
+        """sigma_i ||(u_i + a_i)(v_i + b_i)^T - u_i v_i^T||, with a, b the columns of A_U and A_V.
+
+        Squared: sigma^2 (|a|^2 |v + b|^2 + |u|^2 |b|^2 + 2 (a.u)((v + b).b)). Without frames a and b are taken to be at
+        right angles to u and v, and the pieces to each other.
+        """
+        a, b, s = (t.double() for t in (params["a_u"], params["a_v"], basis.s))
+        if not basis.two_sided:
+            a2, b2 = a.square().sum(0), b.square().sum(0)
+            columns = s * (a2 * (1 + b2) + b2).sqrt()
+            return Movement(columns, float(columns.norm()), exact=False)
+        u, v = basis.u.double(), basis.v.double()
+        y = v + b
+        crossed = 2 * (a * u).sum(0) * (y * b).sum(0)
+        squares = a.square().sum(0) * y.square().sum(0) + u.square().sum(0) * b.square().sum(0) + crossed
+        up, down = torch.cat([a * s, u * s], 1), torch.cat([y, b], 1)
+        total = ((up.T @ up) * (down.T @ down)).sum()
+        return Movement(s * squares.clamp_min(0).sqrt(), float(total.clamp_min(0).sqrt()))
 
     def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor]:
         a_u, a_v = strength * params["a_u"], strength * params["a_v"]

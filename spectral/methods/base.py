@@ -8,6 +8,7 @@ P and Q structured rotations of the outer spaces. A method says which of these i
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,23 @@ class ParamGroup:
     weight_decay: float = 0.0
     lr_scale: float = 1.0
     exact: bool = False
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far a layer's parameters have moved its weight, in the weight's own units.
+
+    columns (r,) fp64: for each column ||x_i c_i y_i^T - sigma_i u_i v_i^T||, the distance between the rank-one piece
+    that the method has made of a singular triple and the triple itself. total: ||W' - W|| of the whole layer; the
+    pieces are not orthogonal in every method, so it is not always the root of their sum of squares. exact: False where
+    a number stands on an assumption, because the file holds no frames. turn: the angle in degrees whose cosine is the
+    mean cosine between triples before and after a rotation; None for methods that do not rotate. (Norms: Frobenius.)
+    """
+
+    columns: Tensor
+    total: float
+    exact: bool = True
+    turn: float | None = None
 
 
 class Method(ABC):
@@ -130,6 +148,10 @@ class Method(ABC):
                 return f"{name} has shape {found}, expected {shape} for a weight {tuple(weight_shape)}"
         return None
 
+    @abstractmethod
+    def moved(self, basis: Basis, params: Params) -> Movement:
+        """How far the parameters move the weight; reads `basis.s`, and the frames only where both are at hand."""
+
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         """`apply` outside autocast. Here for changes of low rank: two thin products beside the base."""
         pair = self._factors(basis, params, 1.0)
@@ -156,6 +178,11 @@ def matrix_shape(weight_shape: Sequence[int]) -> tuple[int, int]:
     for d in rest:
         n *= d
     return m, n
+
+
+def angle(lost: float) -> float:
+    """Degrees of the angle whose cosine is 1 - lost, exact for small ones too."""
+    return math.degrees(2 * math.asin(min(1.0, math.sqrt(max(0.0, lost) / 2))))
 
 
 def _check_mode(mode: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..basis import Basis
 from ..linalg import cayley, rotation_power, skew
 from ..ops import LinearMap
-from .base import Method, ParamGroup, Params
+from .base import Method, Movement, ParamGroup, Params, angle
 
 
 class Rotation(Method):
@@ -33,6 +33,20 @@ class Rotation(Method):
 
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
         return {"q_u": (r * (r - 1) // 2,), "q_v": (r * (r - 1) // 2,)}
+
+    def moved(self, basis: Basis, params: Params) -> Movement:
+        """sigma_i sqrt(2 - 2 c_i), c_i = (R_U)_ii (R_V)_ii the cosine between a triple before and after.
+
+        ||W' - W|| = ||R_U Sigma R_V^T - Sigma||: both need no frames.
+        """
+        s = basis.s.cpu().double()
+        r_u, r_v = (_rotation(params[name], len(s), 1.0) for name in ("q_u", "q_v"))
+        eye = torch.eye(len(s), dtype=s.dtype)
+        # 1 - (R)_ii = |R e_i - e_i|^2 / 2, which keeps its digits for a small rotation.
+        lost_u, lost_v = ((r - eye).square().sum(0) / 2 for r in (r_u, r_v))
+        lost = lost_u + lost_v - lost_u * lost_v
+        total = ((r_u * s) @ r_v.T - torch.diag(s)).norm()
+        return Movement(s * (2 * lost).clamp_min(0).sqrt(), float(total), turn=angle(float(lost.mean())))
 
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         r_u, r_v = cayley(skew(torch.stack([params["q_u"], params["q_v"]]), len(basis.s)))

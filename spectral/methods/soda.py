@@ -18,7 +18,7 @@ from ..columns import ColumnsLike
 from ..errors import SettingError, SpectralError
 from ..linalg import cayley, kron_factors, kron_rotate, orthogonal_power, rotation_power, skew
 from ..ops import LinearMap
-from .base import Method, ParamGroup, Params, Setting
+from .base import Method, Movement, ParamGroup, Params, Setting, angle
 from .svdiff import apply_shift, rebuilds, shift, shift_delta, shifted_weight
 
 Parameterisation = Literal["stiefel", "cayley", "exp"]
@@ -76,6 +76,21 @@ class Soda(Method):
         if self.rotation == "stiefel":
             params |= {name: torch.eye(d, device=weight.device) for name, d in zip(_FACTORS, sizes)}
         return params
+
+    def moved(self, basis: Basis, params: Params) -> Movement:
+        """||s'_i K v_i - s_i v_i|| = sqrt((s' - s)^2 + 2 s s' (1 - c)), s' = s + g and c = v_i^T K v_i.
+
+        A file holds no v_i, so c is its mean over all directions, tr K / n. ||W' - W||^2 is the sum of the squares.
+        With limited columns, what the rotation does to the rest of the weight is not counted.
+        """
+        s, g = basis.s.cpu().double(), shift(basis, params["delta"]).cpu().double()
+        kept = 1.0
+        lost = 0.0  # 1 - tr K / n, summed so that a small rotation keeps its digits
+        for k in self._powers(params, 1.0):
+            part = float((k - torch.eye(len(k), dtype=k.dtype)).square().sum()) / (2 * len(k))
+            lost, kept = lost + kept * part, kept * (1 - part)
+        columns = (g.square() + 2 * s * (s + g) * lost).clamp_min(0).sqrt()
+        return Movement(columns, float(columns.norm()), exact=lost == 0, turn=angle(lost))
 
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         turns, g = self._rotations(params), shift(basis, params["delta"])

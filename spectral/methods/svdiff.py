@@ -11,7 +11,7 @@ from ..basis import Basis
 from ..columns import ColumnsLike
 from ..errors import SettingError
 from ..ops import LinearMap
-from .base import GAIN, Method, ParamGroup, Params, Setting
+from .base import GAIN, Method, Movement, ParamGroup, Params, Setting
 
 
 class SVDiff(Method):
@@ -45,6 +45,11 @@ class SVDiff(Method):
 
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
         return {"delta": (r,)}
+
+    def moved(self, basis: Basis, params: Params) -> Movement:
+        """|g_i| with g = relu(sigma + delta) - sigma; the pieces are orthogonal, so ||W' - W|| = ||g||."""
+        g = shift(basis, params["delta"]).double().abs()
+        return Movement(g, float(g.norm()))
 
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         if not basis.full:
