@@ -41,11 +41,11 @@ def make_grid(
     """Make the grid that `request` asks for (`GridRequest.from_json`; `grid_request` makes one) in `folder`.
 
     grid/*.png are its pictures, made as `samples.sample` makes them. grid.json, written anew after each, says what is
-    there: {"axes": GridRequest.axes, "cells": [{"checkpoint", "strength", "prompt": places on the axes,
-    "file": name}], "made", "total", "made_of": hash of the request}; at strength 0 all checkpoints share a picture. sheet.png shows all at the end,
-    events.jsonl says how it went. A stop is heard between pictures; begun again with the same request, only what is
-    missing is made. `base` spares loading it; it is used in its own precision, and its weights are given back bit for
-    bit. Raises SpectralError for what cannot be used.
+    there: {"axes": GridRequest.axes, "cells": [{"checkpoint", "strength", "prompt": places on the axes, "file": name}],
+    "made", "total", "made_of": hash of the request}; at strength 0 all checkpoints share a picture. sheet.png shows all
+    at the end, events.jsonl says how it went. A stop is heard between pictures; begun again with the same request, only
+    what is missing is made. `base` spares loading it; it is used in its own precision, and its weights are given back
+    bit for bit. Raises SpectralError for what cannot be used.
     """
     with Task(folder, listen, stop) as task:
         table = _Table(folder, GridRequest.from_json(request))
