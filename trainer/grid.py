@@ -41,7 +41,7 @@ def make_grid(
     """Make the grid that `request` asks for (`GridRequest.from_json`; `grid_request` makes one) in `folder`.
 
     grid/*.png are its pictures, made as `samples.sample` makes them. grid.json, written anew after each, says what is
-    there: {"axes": GridRequest.axes, "cells": [{"checkpoint", "strength", "prompt": places on the axes, "file": name}],
+    there: {"axes": GridRequest.axes, "cells": [{"checkpoint", "strength", "prompt": places on the axes, "name": file}],
     "made", "total", "made_of": hash of the request}; at strength 0 all checkpoints share a picture. sheet.png shows all
     at the end, events.jsonl says how it went. A stop is heard between pictures; begun again with the same request, only
     what is missing is made. `base` spares loading it; it is used in its own precision, and its weights are given back
@@ -62,7 +62,7 @@ def grid_sheet(folder: Path, cell: int = 224) -> Image.Image:
     """All pictures of a grid that are there: a block per prompt, a row per checkpoint, a column per strength."""
     table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
     axes = table["axes"]
-    names = {(c["checkpoint"], c["strength"], c["prompt"]): c["file"] for c in table["cells"]}
+    names = {(c["checkpoint"], c["strength"], c["prompt"]): c["name"] for c in table["cells"]}
     labels = [f"strength {s:g}" if s else "strength 0: the base alone" for s in axes["strengths"]]
     rows = []
     for p, prompt in enumerate(axes["prompts"]):
@@ -90,7 +90,7 @@ class _Table:
                     f"{self.folder}: found another grid, expected an empty folder or this one begun. Choose another "
                     "folder."
                 )
-            names = {cell["file"] for cell in stored["cells"]}
+            names = {cell["name"] for cell in stored["cells"]}
             self.made = {name for name in names if (self.folder / PICTURES / name).is_file()}
         self.write()
 
@@ -118,7 +118,7 @@ class _Table:
         """Raises SpectralError where the disk does not take it."""
         w = self.wanted
         places = [
-            {"checkpoint": c, "strength": s, "prompt": p, "file": name}
+            {"checkpoint": c, "strength": s, "prompt": p, "name": name}
             for c in range(len(w.adapters))
             for s in range(len(w.strengths))
             for p in range(len(w.prompts))

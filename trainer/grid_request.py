@@ -161,7 +161,8 @@ def adapters_of(run: Path, adapter: Path | None) -> list[GridAdapter]:
     best = kept.best()
     paths = [path for path in kept.steps() if fault(path, contents=False) is None and (path / ADAPTER).is_file()]
     digests = {path: data_digest(path / ADAPTER) for path in paths}
-    there = adapter is not None and adapter.is_file()
+    # A run that was cut short names the adapter in its last checkpoint as what it has come to.
+    there = adapter is not None and adapter.is_file() and kept.folder not in adapter.parents
     final = data_digest(adapter) if there else None
     rows = [
         _row(path / ADAPTER, step_of(path), path == best, final is not None and digests[path] == final, losses)
