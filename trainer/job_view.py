@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .addresses import THUMB, both, file_address
+from .jobs.job import LOG, SILENT
 from .overview import LOSS, SHEET
 from .sample_files import read_samples
 
@@ -16,51 +17,46 @@ if TYPE_CHECKING:
     from .jobs.course import Course
     from .jobs.job import Entry
 
-SILENT = 60.0  # seconds without a heartbeat after which a running job is called unresponsive
 _TAIL = 8000  # bytes of a child's log that pages get
-_ACTIVE = ("running", "stopping")
-_SEEN = ("loss", "lr", "rate", "eta", "memory", "phase", "progress")
+_SEEN = ("loss", "lr", "rate", "eta", "memory", "phase", "progress", "best")
 
 
-def summary(entry: Entry, course: Course | None) -> dict[str, Any]:
-    """What lists show of a job; `course` is None where it has not begun."""
-    job, state = entry.job, entry.state
-    seen = {} if course is None else course.summary()
+def summary(entry: Entry, course: Course) -> dict[str, Any]:
+    """What lists show of a job."""
+    job, state, seen = entry.job, entry.state, course.summary()
     return {
         **{name: getattr(job, name) for name in ("id", "kind", "name", "created", "parent")},
         **{name: getattr(state, name) for name in ("status", "text", "reason", "started", "ended")},
         "device": state.device or job.device,
         "base": job.request.get("base") or _base_name(job.spec.get("base")),
         **{name: job.spec.get(name) for name in ("method", "preset", "trigger")},
-        "step": seen.get("step") or state.step or 0,
-        "steps": seen.get("steps") or job.spec.get("steps"),
-        **{name: seen.get(name) for name in _SEEN},
-        "best": seen.get("best"),
+        "step": seen["step"] or state.step or 0,
+        "steps": seen["steps"] or job.spec.get("steps"),
+        **{name: seen[name] for name in _SEEN},
         "resumable": bool(state.resumable),
         "adapter": adapter(state.adapter),
         "cover": cover(entry),
-        "unresponsive": state.status in _ACTIVE and silence(entry) > SILENT,
+        "unresponsive": entry.silence() > SILENT,
     }
 
 
-def detail(entry: Entry, course: Course | None, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def detail(entry: Entry, course: Course, tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """All that a job's page shows besides its curve; `tasks` are the summaries of the grids and exports made of it."""
-    curve = {} if course is None else course.curve()
-    seen = {} if course is None else course.summary()
+    curve, seen = course.curve(), course.summary()
     return {
         **summary(entry, course),
         "request": entry.job.request,
         "spec": entry.job.spec,
-        "plan": seen.get("plan"),
-        "notices": seen.get("notices", []),
+        "plan": seen["plan"],
+        "notices": seen["notices"],
         "prompts": list(entry.job.spec.get("sample_prompts") or ()),
-        "samples": samples(entry, curve.get("samples", [])),
-        "validations": curve.get("validations", []),
-        "checkpoints": checkpoints(entry, curve.get("checkpoints", [])),
+        "samples": samples(entry, curve["samples"]),
+        "validations": curve["validations"],
+        "checkpoints": checkpoints(entry, curve["checkpoints"]),
         "pictures": pictures(entry),
         "tasks": list(tasks),
         "folder": str(entry.folder),
-        "log": log_tail(entry.folder / "child.log"),
+        "log": log_tail(entry.folder / LOG),
     }
 
 
@@ -74,7 +70,7 @@ def samples(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[str, A
             "step": found.step,
             "number": found.number,
             "prompt": prompts[found.path.name],
-            **both(entry.job.id, found.path, "samples", found.path.name),
+            **both(entry.id, found.path, "samples", found.path.name),
         }
         for found in read_samples(entry.run / "samples")
         if found.path.name in prompts
@@ -83,14 +79,26 @@ def samples(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 
 def checkpoints(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The checkpoints that are still there."""
-    return [dict(found) for found in told if (entry.run / "checkpoints" / found["name"]).is_dir()]
+    kept = (found for found in told if (entry.run / "checkpoints" / found["name"]).is_dir())
+    return [{name: found[name] for name in ("step", "best", "name")} for found in kept]
 
 
 def pictures(entry: Entry) -> dict[str, str | None]:
     """The addresses of the pictures that a run draws of itself."""
     return {
-        name.removesuffix(".png"): file_address(entry.job.id, entry.run / name, name) for name in (LOSS, SHEET)
+        name.removesuffix(".png"): file_address(entry.id, entry.run / name, name) for name in (LOSS, SHEET)
     }
+
+
+def grid(entry: Entry) -> dict[str, Any]:
+    """A grid's axes and cells, the pictures by their addresses. Empty until the first picture is made."""
+    try:
+        found = json.loads((entry.run / "grid.json").read_bytes())
+    except FileNotFoundError:
+        return {"axes": {"checkpoints": [], "strengths": [], "prompts": []}, "cells": []}
+    folder = entry.run / "grid"
+    cells = [{**cell, **both(entry.id, folder / cell["name"], "grid", cell["name"])} for cell in found["cells"]]
+    return {**found, "cells": cells}
 
 
 def cover(entry: Entry) -> str | None:
@@ -98,7 +106,7 @@ def cover(entry: Entry) -> str | None:
     first = [found for found in read_samples(entry.run / "samples") if found.number == 1]
     if not first:
         return None
-    return file_address(entry.job.id, first[-1].path, "samples", first[-1].path.name, size=THUMB)
+    return file_address(entry.id, first[-1].path, "samples", first[-1].path.name, size=THUMB)
 
 
 def adapter(path: str | None) -> dict[str, Any] | None:
@@ -106,14 +114,6 @@ def adapter(path: str | None) -> dict[str, Any] | None:
     if path is None or not os.path.isfile(path):
         return None
     return {"name": Path(path).name, "path": path, "bytes": os.path.getsize(path)}
-
-
-def silence(entry: Entry) -> float:
-    """Seconds since the job's child last gave a sign of life."""
-    try:
-        return time.time() - (entry.folder / "heartbeat").stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def log_tail(path: Path) -> str | None:

@@ -6,10 +6,11 @@ the home folder: two studios on one home show the same and may both change it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -19,10 +20,12 @@ from .. import __version__
 from ..spectral.errors import SettingError
 from . import job_view
 from .estimates import Estimates
+from .jobs.course import Course
+from .jobs.job import ACTIVE, SILENT
+from .jobs.job import Options as JobOptions
 
 if TYPE_CHECKING:
     from .estimate import Estimator
-    from .jobs.course import Course
     from .jobs.host import Host
     from .jobs.job import Entry
     from .jobs.store import JobStore
@@ -30,24 +33,30 @@ if TYPE_CHECKING:
     from .places import Places
     from .request import Request
 
-_ACTIVE = ("running", "stopping")
-_WAITING = ("queued", *_ACTIVE)
+_WAITING = ("queued", *ACTIVE)
+FINAL = "final"
+_COURSES = 16  # kept in memory, some megabytes each for a long training
 
 
 class Studio:
-    """See the module. `start` before use, `close` at the end; trainings that run then go on without it."""
+    """See the module. `start` before use, `close` at the end; trainings that run then go on without it.
 
-    def __init__(
-        self, places: Places, store: JobStore, supervisor: Supervisor, host: Host, estimator: Estimator
-    ) -> None:
-        self.places, self.store, self.supervisor = places, store, supervisor
-        self.host, self.estimator = host, estimator
+    devices: what may train, as the supervisor takes it; None finds out.
+    """
+
+    def __init__(self, places: Places, host: Host, devices: Sequence[str] | None = None) -> None:
+        from .estimate import Estimator
+        from .jobs.store import JobStore
+        from .jobs.supervisor import Supervisor
+
+        self.places, self.host = places, host
+        self.store = JobStore(places.home)
+        self.supervisor = Supervisor(self.store, host, devices)
+        self.estimator = Estimator()
         self._estimates = Estimates()
         self._courses: dict[str, Course] = {}
         self._seen: dict[str, _Seen] = {}
-        self._state: tuple[str, dict[str, Any]] = ("", {})
-        self._lock = Lock()
-        self._creating = Lock()
+        self._lock, self._creating = Lock(), Lock()
 
     def start(self) -> None:
         """Begin to run what is queued."""
@@ -79,7 +88,7 @@ class Studio:
                 spec.as_json(),
                 request=request.as_json(),
                 device=request.device,
-                options=request.options,
+                options=JobOptions(**asdict(request.options)),
                 digest=same,
             )
         self.supervisor.wake()
@@ -101,19 +110,19 @@ class Studio:
         self.store.reorder(ids)
         self.supervisor.wake()
 
-    def course(self, id: str) -> Course | None:
-        """A job's course up to now; None where it has not begun. Raises UnknownJob."""
+    def course(self, id: str) -> Course:
+        """A job's course up to now. Raises UnknownJob."""
         return self._course(self.store.entry(id))
 
     def summary(self, entry: Entry) -> dict[str, Any]:
         """What lists show of a job."""
         key = _key(entry)
         with self._lock:
-            seen = self._seen.get(entry.job.id)
+            seen = self._seen.get(entry.id)
         if seen is None or seen.key != key:
             seen = _Seen(key, job_view.summary(entry, self._course(entry)))
             with self._lock:
-                self._seen[entry.job.id] = seen
+                self._seen[entry.id] = seen
         return seen.summary
 
     def detail(self, id: str) -> dict[str, Any]:
@@ -127,17 +136,18 @@ class Studio:
 
         The version changes whenever anything of that does.
         """
-        entries = self.store.entries()
-        shown = {
+        about = {"supervisor": self._supervision(), "devices": self._devices()}
+        version = sha256(f"{self.store.version()} {json.dumps(about)}".encode()).hexdigest()[:16]
+        if version == known:
+            return {"version": version, "unchanged": True}
+        return {
+            "version": version,
             "host": {"name": self.host.name, "can": sorted(self.host.can)},
             "package": __version__,
-            "supervisor": self._supervision(),
-            "devices": self._devices(entries),
+            **about,
             "queue": self.store.queue(),
-            "jobs": [self.summary(entry) for entry in entries],
+            "jobs": [self.summary(entry) for entry in self.store.entries()],
         }
-        version = sha256(json.dumps(shown).encode()).hexdigest()[:16]
-        return {"version": version, "unchanged": True} if version == known else {"version": version, **shown}
 
     def estimate(self, request: Request) -> dict[str, Any]:
         """What a training would take; {"pending": True} where that is not known within some seconds: ask again."""
@@ -147,14 +157,95 @@ class Studio:
         key = json.dumps(spec, sort_keys=True)
         return self._estimates.ask(key, lambda: self.estimator.ask(spec))
 
-    def _course(self, entry: Entry) -> Course | None:
-        from .jobs.course import Course
+    def curve(self, id: str, after: int = 0, generation: int | None = None) -> dict[str, Any]:
+        """A job's curve from a point on, see `Course.curve`. Raises UnknownJob."""
+        return self.course(id).curve(after, generation)
 
-        if not (entry.run / "events.jsonl").is_file():
-            return None
+    def delete(self, id: str) -> Path:
+        """Move a job and what was made of it to the trash. Raises UnknownJob, JobConflict while it runs."""
+        trash = self.store.delete(id)
         with self._lock:
-            course = self._courses.setdefault(entry.job.id, Course(entry.run))
-        course.refresh()
+            self._courses.pop(id, None)
+            self._seen.pop(id, None)
+        return trash
+
+    def create_grid(self, id: str, asked: Mapping[str, Any]) -> Entry:
+        """Queue a grid of pictures of a training; see `grid_request` for what can be asked."""
+        from .grid_request import grid_request
+
+        entry = self._training(id)
+        wanted = grid_request(entry.run, entry.job.spec, _made(entry), asked)
+        return self._follow(entry, "grid", wanted, asked)
+
+    def create_export(self, id: str, asked: Mapping[str, Any]) -> Entry:
+        """Queue the export of a training as a LoRA beside its adapter; asked: "checkpoint" and "rank"."""
+        entry = self._training(id)
+        source = self.adapter_of(entry, asked.get("checkpoint") or FINAL)
+        with self._creating:
+            out = _free(Path(entry.job.spec["out"]).with_suffix(".lora.safetensors"), self._taken())
+            wanted = {"adapter": str(source), "out": str(out), "to": "lora", "rank": asked.get("rank")}
+            return self._follow(entry, "export", {**wanted, "base": entry.job.spec["base"]}, asked)
+
+    def adapter_of(self, entry: Entry, checkpoint: str) -> Path:
+        """The adapter file of a checkpoint's name, or the finished one. Raises SettingError where it is not there."""
+        from .checkpoint import ADAPTER
+        from .places import inside
+
+        made = _made(entry) if checkpoint == FINAL else inside(entry.run, "checkpoints", checkpoint, ADAPTER)
+        if made is None or not made.is_file():
+            said = "finished adapter" if checkpoint == FINAL else f"checkpoint {checkpoint}"
+            raise SettingError(f"{entry.job.name}: found no {said}; expected one that the run has kept")
+        return made
+
+    def grid(self, id: str) -> dict[str, Any]:
+        """A grid's axes and the pictures made so far."""
+        return job_view.grid(self.store.entry(id))
+
+    def spectrum(self, id: str, checkpoint: str = FINAL) -> dict[str, Any]:
+        """What a training moved, by layer and column."""
+        from ..spectral.file import load
+        from ..spectral.spectrum import spectrum
+
+        return spectrum(load(self.adapter_of(self._training(id), checkpoint)))
+
+    def bases(self) -> list[dict[str, Any]]:
+        """The base models there are, with what is known of them from their headers."""
+        from .bases import describe
+
+        return describe(self.places)
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """The adapter files there are."""
+        return [{"name": name, "bytes": _size(path)} for name, path in self.places.adapter_files().items()]
+
+    def _training(self, id: str) -> Entry:
+        entry = self.store.entry(id)
+        if entry.job.kind != "train":
+            raise SettingError(f"{entry.job.name} is {'an' if entry.job.kind == 'export' else 'a'} {entry.job.kind}; expected a training")
+        return entry
+
+    def _follow(self, of: Entry, kind: Kind, spec: Mapping[str, Any], asked: Mapping[str, Any]) -> Entry:
+        """Queue a job made of a training."""
+        entry = self.store.add(
+            kind, of.job.name, dict(spec), request=dict(asked), device=of.job.device, options=of.job.options,
+            parent=of.id,
+        )
+        self.supervisor.wake()
+        return entry
+
+    def _supervision(self) -> dict[str, Any]:
+        return self.supervisor.status()
+
+    def _devices(self) -> list[dict[str, Any]]:
+        working = {entry.state.device: entry.id for entry in self.store.active()}
+        return [{"id": d.id, "label": d.label, "job": working.get(d.id)} for d in self.supervisor.devices]
+
+    def _course(self, entry: Entry) -> Course:
+        with self._lock:
+            course = self._courses.pop(entry.id, None) or Course(entry.run)
+            self._courses[entry.id] = course  # the last one used is the last in the table
+            for id in list(self._courses)[:-_COURSES]:
+                del self._courses[id]
         return course
 
     def _taken(self) -> set[Path]:
@@ -179,8 +270,27 @@ class _Seen:
 def _key(entry: Entry) -> tuple[Any, ...]:
     state = entry.state
     made = state.adapter is not None and os.path.isfile(state.adapter)
-    silent = state.status in _ACTIVE and job_view.silence(entry) > job_view.SILENT
+    silent = entry.silence() > SILENT
     return (state, _stamp(entry.run / "events.jsonl"), _stamp(entry.run / "samples"), made, silent)
+
+
+def _made(entry: Entry) -> Path | None:
+    """The finished adapter, where it is there."""
+    return None if entry.state.adapter is None else Path(entry.state.adapter)
+
+
+def _free(path: Path, taken: Collection[Path]) -> Path:
+    """The path, or a numbered one beside it that neither exists nor is taken."""
+    stem, suffix = path.name.split(".", 1)
+    numbered = (path.with_name(f"{stem}-{number}.{suffix}") for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], numbered) if free not in taken and not free.exists())
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..studio import Studio
 
 DEFAULT_PORT = 8190
 
@@ -22,7 +26,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="a folder whose sub-folders are datasets (repeatable; remembered)",
+        help="a folder whose sub-folders are datasets (repeatable)",
     )
     add(
         "--models",
@@ -30,7 +34,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder with base models, .safetensors or diffusers folders (repeatable; remembered)",
+        help="a folder with base models, .safetensors or diffusers folders (repeatable)",
     )
     add("--port", type=int, default=DEFAULT_PORT, help=f"0 for any free one (default: {DEFAULT_PORT})")
     add("--no-browser", action="store_true", help="only print the address")
@@ -43,13 +47,25 @@ def run(args: argparse.Namespace) -> int:
 
     from .app import serve
 
-    studio = make_studio(args)
+    studio = _studio(args)
     studio.start()
     try:
         serve(studio, args.port, secrets.token_urlsafe(32), lambda address: _ready(address, not args.no_browser))
     finally:
         studio.close()
     return 0
+
+
+def _studio(args: argparse.Namespace) -> Studio:
+    from ..jobs.host import Standalone, find_devices
+    from ..places import standalone
+    from ..studio import Studio
+
+    home = Path.home() / "spectral_adapters" if args.home is None else args.home
+    devices = find_devices()
+    if args.device is not None:
+        devices = tuple(device for device in devices if device.id == args.device)
+    return Studio(standalone(home, dict(args.root), args.models), Standalone(), devices)
 
 
 def _ready(address: str, browser: bool) -> None:

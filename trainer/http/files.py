@@ -15,7 +15,7 @@ from .route import Missing, Picture, Route
 
 _LARGEST = 64 << 20  # bytes of a picture that is served as it is
 _SAMPLE = re.compile(r"step-\d{6,12}-\d{2,4}\.png")
-_CELL = re.compile(r"c\d{1,4}-s\d{1,4}-p\d{1,4}\.png|sheet\.png")
+_CELL = re.compile(r"(base|c\d{1,4}-s\d{1,4})-p\d{1,4}\.png")
 
 
 def sample(studio: Studio, call: Call) -> Picture:

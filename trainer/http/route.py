@@ -17,7 +17,7 @@ from aiohttp import web
 
 from ...spectral.errors import SettingError, SpectralError
 from ..addresses import PREFIX
-from ..jobs.store import JobConflict, UnknownJob
+from ..jobs.job import UnknownJob
 from . import guard
 from .call import Call, check_names, read_body
 
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 BODY = 256 << 10  # bytes of a call's body, where the route says nothing else
 _LOG = logging.getLogger(__name__)
-_STATUS: dict[type[BaseException], int] = {
-    UnknownJob: 404,
-    Missing: 404,
-    Refused: 403,
-    JobConflict: 409,
-    SpectralError: 400,
-    UnicodeError: 400,  # half a surrogate pair, which no file name and no text on disk can hold
-}
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 
@@ -60,6 +52,14 @@ class Welcome:
 
     token: str
 
+
+_STATUS: dict[type[BaseException], int] = {
+    UnknownJob: 404,
+    Missing: 404,
+    Refused: 403,
+    SpectralError: 400,
+    UnicodeError: 400,  # half a surrogate pair, which no file name and no text on disk can hold
+}
 
 Answer = dict[str, Any] | list[Any] | Picture | Welcome
 Work = Callable[["Studio", Call], Answer]
