@@ -17,6 +17,7 @@ _ELSEWHERE = {
     "jobs": (".trainer.jobs.cli", "queue, follow, stop and resume trainings that run by themselves"),
     "datasets": (".trainer.datasets_cli", "list, check and fill folders of training pictures"),
     "ui": (".trainer.http.cli", "show the training panel in the browser"),
+    "spectrum": (".trainer.spectrum_cli", "show which layers and singular directions a training moved"),
     "job-child": (".trainer.jobs.child", None),
     "estimate-server": (".trainer.estimate_server", None),
 }

@@ -46,7 +46,7 @@ def plot_losses(
     mean = running_mean(raw) if smoothed is None else _array(smoothed)
     ends = [a[-1, 0] for a in (raw, held_out, rate) if len(a)] + list(checkpoints)
     last = max([1.0, *map(float, ends)])
-    canvas = _Canvas(size)
+    canvas = Canvas(size)
     upper, lower = _panels(size, with_rates=len(rate) > 0)
     steps = Axis(0.0, last, log=False)
     loss_axis = _loss_axis(raw, mean, held_out)
@@ -160,7 +160,7 @@ def round_step(least: float) -> float:
     return next(digit * ten for digit in (1, 2, 2.5, 5, 10) if digit * ten >= least * (1 - 1e-9))
 
 
-class _Canvas:
+class Canvas:
     """Pillow drawing in the final picture's pixels."""
 
     def __init__(self, size: tuple[int, int]) -> None:
@@ -252,6 +252,10 @@ class _Canvas:
             box = _zoomed(x + 5, y - 4, x + 13, y + 4)
             self._draw.ellipse(box, None if ring else colour, colour, 2 * _ZOOM if ring else 1)
 
+    def fill(self, box: Box, colour: str) -> None:
+        """A plain rectangle."""
+        self._draw.rectangle(_zoomed(box.left, box.top, box.right, box.bottom), colour)
+
     def centred(self, box: Box, text: str) -> None:
         self.note(((box.left + box.right) / 2, (box.top + box.bottom) / 2), text, FAINT, "mm", 15)
 
@@ -282,7 +286,7 @@ def _loss_axis(raw: np.ndarray, mean: np.ndarray, held_out: np.ndarray) -> Axis:
     return Axis(floor, high + room, log=False)
 
 
-def _mark_best(canvas: _Canvas, view: View, held_out: np.ndarray, best: int | None) -> None:
+def _mark_best(canvas: Canvas, view: View, held_out: np.ndarray, best: int | None) -> None:
     found = held_out[held_out[:, 0] == best] if best is not None else held_out[:0]
     if not len(found) or not math.isfinite(found[0, 1]):
         return
@@ -293,7 +297,7 @@ def _mark_best(canvas: _Canvas, view: View, held_out: np.ndarray, best: int | No
     canvas.note((x, height), f"best {found[0, 1]:.3g}, step {best:,}", BEST, "rm" if at_the_end else "lm", 13, halo=2)
 
 
-def _headings(canvas: _Canvas, title: str, axis: Axis, held_out: bool, best: bool, checkpoints: bool) -> None:
+def _headings(canvas: Canvas, title: str, axis: Axis, held_out: bool, best: bool, checkpoints: bool) -> None:
     """Title, and below it what is what."""
     canvas.note((_LEFT, 14), title or "Training loss", INK, points=17)
     entries = [("each step's loss", RAW, "line"), ("running mean", SMOOTH, "line")]
