@@ -12,7 +12,8 @@ from PIL import Image, ImageCms
 
 from spectral_adapters.trainer import pictures
 from spectral_adapters.trainer.decode import decode
-from spectral_adapters.trainer.pictures import bucket_sizes, cut, mask_tensor, nearest, on_white, opacity, place
+from spectral_adapters.trainer.picture_tensors import mask_tensor, to_tensor
+from spectral_adapters.trainer.pictures import bucket_sizes, cut, nearest, on_white, opacity, place
 
 SIDE = st.integers(1, 3000)
 GRID = st.sampled_from([(64, 16), (256, 64), (512, 64), (768, 64), (1024, 64), (1024, 32), (1056, 64)])
@@ -134,7 +135,7 @@ def test_a_phones_photograph_with_a_preview_is_a_picture():
 def test_pixels_run_from_minus_one_to_one():
     image = Image.new("RGB", (2, 1), "black")
     image.putpixel((1, 0), (255, 0, 255))
-    assert pictures.to_tensor(image).tolist() == [[[-1, 1]], [[-1, -1]], [[-1, 1]]]
+    assert to_tensor(image).tolist() == [[[-1, 1]], [[-1, -1]], [[-1, 1]]]
 
 
 # --- sizes
@@ -207,7 +208,7 @@ def test_a_mirrored_crop_states_its_left_edge_in_the_mirrored_picture():
 def test_pictures_are_cut_around_the_centre():
     image = Image.new("RGB", (120, 60), "black")
     image.paste("white", (30, 0, 90, 60))
-    tensor = pictures.to_tensor(cut(image, place(image.size, (32, 32))))
+    tensor = to_tensor(cut(image, place(image.size, (32, 32))))
     assert tensor.shape == (3, 32, 32) and float(tensor[:, :, 2:30].min()) > 0.98 and float(tensor.max()) == 1.0
 
 
@@ -220,7 +221,7 @@ def test_masks_follow_their_pictures(flip):
     crop = place(image.size, (96, 96), (0.3, 0.9), flip)
     mask = mask_tensor(red, crop, 8)
     assert mask.shape == (1, 12, 12) and mask.dtype == torch.float32 and mask.min() >= 0 and mask.max() <= 1
-    shown = (pictures.to_tensor(cut(image, crop, Image.Resampling.BOX))[0] + 1) / 2
+    shown = (to_tensor(cut(image, crop, Image.Resampling.BOX))[0] + 1) / 2
     assert torch.allclose(mask[0], shown.reshape(12, 8, 12, 8).mean(dim=(1, 3)), atol=1e-6)
 
 

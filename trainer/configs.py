@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypedDict
-
-from diffusers import UNet2DConditionModel
+from typing import TYPE_CHECKING, TypedDict
 
 from ..spectral import names
 from ..spectral.names import Family
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 ASSETS = Path(__file__).parent.parent / "assets"
 CONFIGS = ASSETS / "configs"

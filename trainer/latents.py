@@ -27,7 +27,8 @@ from ..spectral.errors import SettingError
 from .base import Base, Text
 from .decode import decode
 from .folder import Picture
-from .pictures import Crop, Size, as_mask, cut, mask_tensor, on_white, opacity, scale, to_tensor
+from .picture_tensors import mask_tensor, to_tensor
+from .pictures import Crop, Size, as_mask, cut, on_white, opacity, scale
 from .spec import CachePlace
 
 _VERSION = 1  # part of every key: raise it when decoding, cutting or encoding changes

@@ -8,11 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torch.nn import functional
 
 Size = tuple[int, int]
 
@@ -122,15 +118,3 @@ def cut(image: Image.Image, crop: Crop, resample: Image.Resampling = Image.Resam
     image = scale(image, crop.scaled, resample)
     image = image.crop((crop.left, crop.top, crop.left + crop.size[0], crop.top + crop.size[1]))
     return ImageOps.mirror(image) if crop.flip else image
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """(3, H, W) float32 in [-1, 1] from an RGB picture."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1.0).permute(2, 0, 1).contiguous()
-
-
-def mask_tensor(mask: Image.Image, crop: Crop, pixels: int) -> Tensor:
-    """(1, h, w) float32 in [0, 1]: the mask cut like its picture, averaged over each latent's `pixels`² pixels."""
-    cropped = cut(mask, crop, Image.Resampling.BOX)
-    values = torch.from_numpy(np.asarray(cropped, dtype=np.float32) / 255)
-    return functional.avg_pool2d(values[None], pixels)
