@@ -242,9 +242,7 @@ class Basis:
         )
 
 
-def decompose(
-    weight: Tensor, columns: ColumnsLike = None, *, cache: BasisCache | None = None
-) -> Basis:
+def decompose(weight: Tensor, columns: ColumnsLike = None, *, cache: BasisCache | None = None) -> Basis:
     """Canonical singular triples of a weight, on the weight's device.
 
     weight: (m, n) or (c_out, c_in, kh, kw), any floating dtype. columns: see `Columns.parse`; None keeps all
@@ -264,6 +262,23 @@ def decompose(
         if cache is not None and fingerprint is not None:
             cache.put(fingerprint, part, tensors)
     return _basis(tensors, shape, source, fingerprint, from_cache=stored is not None).select(wanted)
+
+
+def basis_of_shape(weight: Tensor, columns: ColumnsLike, *, two_sided: bool, source: WeightSource) -> Basis:
+    """What `decompose` gives for a weight, by its shapes alone, with whatever is in memory for numbers.
+
+    For tensors without data (torch's FakeTensorMode), in estimates. two_sided: u and v are at hand and the weight is
+    let go of, as for files with frames; else `source` stands for the weight.
+    """
+    m, n = weight.shape[0], flatten(weight).shape[1]
+    k = min(m, n)
+    wanted = Columns.parse(columns).resolve(k)
+    r, both = len(wanted), two_sided or _part(wanted, k) != "small"
+    u = weight.new_empty((m, r), dtype=torch.float32) if both or m <= n else None
+    v = weight.new_empty((n, r), dtype=torch.float32) if both or m > n else None
+    s = weight.new_empty(r, dtype=torch.float32)
+    held = None if two_sided else source
+    return Basis(s, wanted, (m, n), u=u, v=v, source=held, sigma_max=1.0, fingerprint="0" * 64)
 
 
 def _part(columns: Sequence[int], k: int) -> str:
@@ -295,9 +310,7 @@ def _basis(
     u, v = (tensors.get("u"), tensors.get("v"))
     if "q" in tensors:
         u, v = (tensors["q"], None) if wide else (None, tensors["q"])
-    return Basis(
-        s, range(len(s)), shape, u=u, v=v, source=source, fingerprint=fingerprint, from_cache=from_cache
-    )
+    return Basis(s, range(len(s)), shape, u=u, v=v, source=source, fingerprint=fingerprint, from_cache=from_cache)
 
 
 def decompose_all(

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterLayer
-from .basis import Basis, Progress, WeightSource, fetch
+from .basis import Basis, Progress, WeightSource, basis_of_shape, fetch
 from .beginning import check_avoided, first_bases, part_of_start
 from .cache import BasisCache
+from .columns import Columns
 from .errors import SettingError, WrongBaseError
 from .gains import Gain, Norm, gain_fingerprint, normalise
 from .methods import GAIN, Method
@@ -189,20 +190,74 @@ def inject(
     belongs to another base; the module is then unchanged.
     """
     method = make_method(method) if isinstance(method, str) else method
+    layers, norms, begun = _chosen(module, method, targets, prefix, start, avoid)
+    sources = {name: _source(name, m.weight, originals) for name, m in (layers | norms).items()}
+    bases = first_bases(
+        method, layers, sources, start=begun, avoid=avoid, cache=cache, progress=progress, cancelled=cancelled
+    )
+    prints = {name: gain_fingerprint(fetch(sources[name])) for name in norms}
+    return module, _put_on(module, method, layers, norms, bases, prints, begun)
+
+
+def inject_shapes(
+    module: nn.Module,
+    method: Method,
+    targets: Targets,
+    *,
+    prefix: str = "",
+    start: Adapter | None = None,
+    avoid: Occupied | None = None,
+    rereads: bool = False,
+) -> InjectedAdapter:
+    """`inject` for a module whose weights have shapes and no data: the adapter likewise, for estimates.
+
+    To be called where tensors are made without data (torch's FakeTensorMode). rereads: as with `originals`, so that
+    bases hold no weight. Raises what `inject` does for settings, start and avoid.
+    """
+    layers, norms, begun = _chosen(module, method, targets, prefix, start, avoid)
+    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+    columns = dict.fromkeys(layers, method.columns) if avoid is None else avoid.free_blocks(method.columns, shapes)
+    bases = {}
+    for name, layer in layers.items():
+        source = partial(fetch, layer.weight) if rereads else layer.weight
+        if begun is not None and name in begun.layers:
+            columns[name] = Columns.parse(begun.layers[name].indices)
+        bases[name] = basis_of_shape(layer.weight, columns[name], two_sided=method.portable, source=source)
+    return _put_on(module, method, layers, norms, bases, dict.fromkeys(norms, ""), begun)
+
+
+def _chosen(
+    module: nn.Module,
+    method: Method,
+    targets: Targets,
+    prefix: str,
+    start: Adapter | None,
+    avoid: Occupied | None,
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module], Adapter | None]:
+    """Layers and norms by their names in the file, and the part of `start` that belongs to them."""
     paths = select(module, targets)
     layers = _named(module, prefix, paths)
     norms = _named(module, prefix, select_norms(module, targets, paths)) if method.shifts_gains else {}
     if busy := next((name for name, m in (layers | norms).items() if "forward" in m.__dict__), None):
         raise SettingError(f"the forward of layer {busy} is already replaced; remove the other adapter first")
-    sources = {name: _source(name, m.weight, originals) for name, m in (layers | norms).items()}
     begun = part_of_start(start, method, module, prefix, layers | norms)
     if avoid is not None:
         if begun is not None:
             raise SettingError("an adapter to start from has its columns already; give start or avoid, not both")
         check_avoided(avoid, module, prefix)
-    bases = first_bases(
-        method, layers, sources, start=begun, avoid=avoid, cache=cache, progress=progress, cancelled=cancelled
-    )
+    return layers, norms, begun
+
+
+def _put_on(
+    module: nn.Module,
+    method: Method,
+    layers: Mapping[str, nn.Module],
+    norms: Mapping[str, nn.Module],
+    bases: Mapping[str, Basis],
+    prints: Mapping[str, str],
+    begun: Adapter | None,
+) -> InjectedAdapter:
+    """The adapter on its layers and norms; `prints` are the fingerprints of the norms' gains."""
     adapter = InjectedAdapter(method=method, layers={}, metadata={}, profile=begun.profile if begun else None)
     patches: list[_Patch] = []
     for name, layer in layers.items():
@@ -211,10 +266,10 @@ def inject(
         adapter.layers[name] = AdapterLayer(name, tuple(layer.weight.shape), params, basis.columns, basis)
         patches.append(_LayerPatch(layer, adapter, LinearMap(layer), basis, adapter.layers[name]))
     for name, norm in norms.items():
-        adapter.gains[name] = _gain(name, norm, sources[name], begun.gains.get(name) if begun else None)
+        adapter.gains[name] = _gain(name, norm, prints[name], begun.gains.get(name) if begun else None)
         patches.append(_GainPatch(norm, adapter, adapter.gains[name]))
     adapter.attach(module, patches)
-    return module, adapter
+    return adapter
 
 
 def _named(module: nn.Module, prefix: str, paths: Sequence[str]) -> dict[str, nn.Module]:
@@ -248,10 +303,9 @@ def _parameters(method: Method, layer: nn.Module, basis: Basis, begun: AdapterLa
     return {part: _parameter(value, layer.weight.device) for part, value in values.items()}
 
 
-def _gain(name: str, norm: Norm, source: WeightSource, begun: Gain | None) -> Gain:
-    base = fetch(source)
-    shift = torch.zeros(base.shape, dtype=torch.float32) if begun is None else begun.shift
-    return Gain(name, _parameter(shift, norm.weight.device), gain_fingerprint(base))
+def _gain(name: str, norm: Norm, base: str, begun: Gain | None) -> Gain:
+    shift = torch.zeros(norm.weight.shape, dtype=torch.float32) if begun is None else begun.shift
+    return Gain(name, _parameter(shift, norm.weight.device), base)
 
 
 def _parameter(value: Tensor, device: torch.device) -> nn.Parameter:

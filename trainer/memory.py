@@ -69,20 +69,22 @@ def estimate(
     trains_text: bool = False,
     makes_latents: bool = True,
     sample_pictures: int = 0,
+    fake: FakeTensorMode | None = None,
 ) -> Estimate:
     """The memory of training `adapters`, already on the parts of `base`, with batches of width x height pixels.
 
     base: in the dtypes and on the device of the run. gradient_checkpointing: None as the modules are set.
     optimizer_bytes: its state per parameter. trains_text: the text encoders run and are differentiated in every step
     (needs tokenizers). makes_latents: the VAE encodes pictures, one at a time, before training. sample_pictures: how
-    many are made at once in between, with guidance; 0 for none. Nothing of base or adapters is changed.
+    many are made at once in between, with guidance; 0 for none. fake: the mode that base and adapters were made in,
+    where they have no data. Nothing of base or adapters is changed.
     """
     trained = sum(p.numel() for adapter in adapters for p in adapter.parameters())
     bases = list(_bases(adapters))
     shape = (batch_size, base.unet.config.in_channels, height // base.scale, width // base.scale)
-    with _checkpointing(base, gradient_checkpointing), _stand_ins(bases) as fake:
+    with _checkpointing(base, gradient_checkpointing), _stand_ins(bases, fake) as (fake, made):
         step = _peak(fake, lambda: _step(base, adapters, shape, autocast, trains_text))
-        standing = _touched(bases, step)
+        standing = _bytes(t for t in made if t.untyped_storage()._cdata in step.touched)
         encoding = _peak(fake, lambda: _encode(base, width, height)) if makes_latents else None
         sampling = _peak(fake, lambda: _sample(base, (sample_pictures, *shape[1:]))) if sample_pictures else None
     weights = _bytes(_module_tensors(base))
@@ -221,29 +223,28 @@ def _bases(adapters: Sequence[InjectedAdapter]) -> Iterator[Basis]:
 
 
 @contextmanager
-def _stand_ins(bases: Sequence[Basis]) -> Iterator[FakeTensorMode]:
-    """Inside, what the bases make when first asked has a shape and no data; afterwards they are as they were."""
-    fake, before = FakeTensorMode(allow_non_fake_inputs=True), [dict(vars(basis)) for basis in bases]
+def _stand_ins(bases: Sequence[Basis], fake: FakeTensorMode | None) -> Iterator[tuple[FakeTensorMode, list[Tensor]]]:
+    """Inside, what the bases make when first asked has a shape and no data; afterwards they are as they were.
+
+    Gives these tensors too: a run would make, and keep, those of them that its work reads.
+    """
+    fake, before = fake or FakeTensorMode(allow_non_fake_inputs=True), [dict(vars(basis)) for basis in bases]
+    made: list[Tensor] = []
     with fake:
         for basis in bases:
             r, (m, n) = len(basis.columns), basis.shape
             shapes = {"_u": (m, r), "_v": (n, r), "_projected": (r, n) if basis.wide else (m, r)}
             for name, shape in shapes.items():
                 if getattr(basis, name) is None:
-                    setattr(basis, name, torch.empty(shape, device=basis.s.device))
+                    made.append(torch.empty(shape, device=basis.s.device))
+                    setattr(basis, name, made[-1])
             basis._cast = dict(basis._cast)
     try:
-        yield fake
+        yield fake, made
     finally:
         for basis, state in zip(bases, before):
             vars(basis).clear()
             vars(basis).update(state)
-
-
-def _touched(bases: Sequence[Basis], live: LiveStorage) -> int:
-    """Bytes of the stand-ins that the work read, which a real run would make and keep."""
-    made = (t for basis in bases for t in (basis._u, basis._v, basis._projected) if isinstance(t, FakeTensor))
-    return _bytes(t for t in made if t.untyped_storage()._cdata in live.touched)
 
 
 @contextmanager

@@ -13,9 +13,11 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from packaging.version import Version
 from safetensors import SafetensorError, safe_open
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..spectral import names
@@ -40,20 +42,22 @@ def load_base(
     weights_only: bool = False,
     prediction: Prediction = "auto",
     dtype: torch.dtype | None = torch.float32,
+    fake: FakeTensorMode | None = None,
 ) -> Base:
     """The base model at `source`: the word "tiny", a diffusers folder, or a single-file `.safetensors` checkpoint.
 
     tokenizer: a folder with CLIP's vocab.json and merges.txt, needed for a single file where none is found (see
     `tokenizers`). weights_only: without one, for work that reads no text. prediction: what the UNet predicts, where the
     model says it wrongly. dtype: of UNet and text encoders; None keeps the file's, which saves memory and changes no
-    bit of a weight; the VAE is always float32. Raises BaseModelError with what was found, what was expected and what to
-    do.
+    bit of a weight; the VAE is always float32. fake: give the modules weights of that mode, which have shapes and no
+    data: quick, for estimates; the base then has no file hash. Raises BaseModelError with what was found, what was
+    expected and what to do.
     """
     path = ASSETS / "tiny_base" if source == TINY else Path(source).expanduser()
     if path.is_dir():
-        base = _from_folder(path, tokenizer, weights_only, prediction, dtype)
+        base = _from_folder(path, tokenizer, weights_only, prediction, dtype, fake)
     elif path.is_file():
-        base = _from_file(path, tokenizer, weights_only, prediction, dtype)
+        base = _from_file(path, tokenizer, weights_only, prediction, dtype, fake)
     else:
         raise BaseModelError(
             f"no base model at {path}. Give the word {TINY!r}, a diffusers folder, or a .safetensors checkpoint."
@@ -71,20 +75,29 @@ def load_base(
 
 
 def _from_file(
-    path: Path, tokenizer: str | None, weights_only: bool, prediction: Prediction, dtype: torch.dtype | None
+    path: Path,
+    tokenizer: str | None,
+    weights_only: bool,
+    prediction: Prediction,
+    dtype: torch.dtype | None,
+    fake: FakeTensorMode | None,
 ) -> Base:
-    parts = load_parts(path, prediction, dtype)
+    parts = load_parts(path, prediction, dtype, fake=fake)
     words = () if weights_only else tokenizers_for(parts.family, tokenizer)
-    return Base(
-        path.stem, parts.family, _sha256([path]), parts.unet, parts.text_encoders, words, parts.vae, parts.noise
-    )
+    digest = _sha256([path]) if fake is None else ""
+    return Base(path.stem, parts.family, digest, parts.unet, parts.text_encoders, words, parts.vae, parts.noise)
 
 
 def _from_folder(
-    folder: Path, tokenizer: str | None, weights_only: bool, prediction: Prediction, dtype: torch.dtype | None
+    folder: Path,
+    tokenizer: str | None,
+    weights_only: bool,
+    prediction: Prediction,
+    dtype: torch.dtype | None,
+    fake: FakeTensorMode | None,
 ) -> Base:
     count = _check_index(folder)
-    unet = _read(UNet2DConditionModel, folder / "unet", dtype)
+    unet = _read(UNet2DConditionModel, folder / "unet", dtype, fake)
     if unet.config.in_channels != 4:
         raise BaseModelError(f"{folder} {describe_channels(unet.config.in_channels)}; expected a text-to-image model.")
     family = unet_family(unet)
@@ -94,12 +107,12 @@ def _from_folder(
             "refiner has; expected SDXL base or a fine-tune of it."
         )
     noise = _noise(folder / "scheduler", prediction)
-    texts = [_read(CLIPTextModel, folder / "text_encoder", dtype)]
+    texts = [_read(CLIPTextModel, folder / "text_encoder", dtype, fake)]
     if count == 2:
-        texts.append(_read(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype))
-    vae = _read(Autoencoder, folder / "vae", torch.float32)
+        texts.append(_read(CLIPTextModelWithProjection, folder / "text_encoder_2", dtype, fake))
+    vae = _read(Autoencoder, folder / "vae", torch.float32, fake)
     words = () if weights_only else _folder_tokenizers(folder, count, family, tokenizer)
-    digest = _sha256(sorted((folder / "unet").glob("*.safetensors")))
+    digest = _sha256(sorted((folder / "unet").glob("*.safetensors"))) if fake is None else ""
     return Base(folder.resolve().name, family, digest, unet, tuple(texts), words, vae, noise)
 
 
@@ -120,10 +133,12 @@ def _check_index(folder: Path) -> int:
     return PIPELINES[kind]
 
 
-def _read(kind: type[Module], folder: Path, dtype: torch.dtype | None) -> Module:
+def _read(kind: type[Module], folder: Path, dtype: torch.dtype | None, fake: FakeTensorMode | None) -> Module:
     """One module of a diffusers folder, in `dtype` or, where that is None, in the file's."""
     stored = _stored(folder)
     wanted = dtype or (stored.dtype if stored.dtype in (torch.float16, torch.bfloat16) else torch.float32)
+    if fake is not None:
+        return _without_data(kind, folder, wanted, fake)
     argument = _TEXT_DTYPE if issubclass(kind, transformers.PreTrainedModel) else "torch_dtype"
     try:
         module, report = kind.from_pretrained(
@@ -143,6 +158,20 @@ def _read(kind: type[Module], folder: Path, dtype: torch.dtype | None) -> Module
             f"{folder} lacks {len(missing)} tensors of the {kind.__name__}, the first is {missing[0]}. Download it "
             "again."
         )
+    return module
+
+
+def _without_data(kind: type[Module], folder: Path, dtype: torch.dtype, fake: FakeTensorMode) -> Module:
+    """The module that the folder's settings describe, its weights of the fake mode."""
+    settings = _json(folder / "config.json")
+    with init_empty_weights(include_buffers=False):
+        if issubclass(kind, transformers.PreTrainedModel):
+            module = kind(kind.config_class(**settings))
+        else:
+            module = kind.from_config(settings)
+    with fake:
+        state = {name: torch.empty(p.shape, dtype=dtype) for name, p in module.named_parameters()}
+    module.load_state_dict(state, strict=False, assign=True)
     return module
 
 

@@ -17,6 +17,7 @@ from accelerate import init_empty_weights
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..spectral import names
@@ -82,6 +83,7 @@ OTHER_ROOTS = {
 V_MARK = f"{names.UNET_ROOT}output_blocks.11.1.transformer_blocks.0.norm1.bias"
 V_SPREAD = 0.09
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = {**HALVES, "F32": torch.float32, "F64": torch.float64}
 
 
 @dataclass
@@ -104,9 +106,12 @@ class Source:
     transposed: bool = False
 
 
-def load_parts(path: Path, prediction: Prediction, dtype: torch.dtype | None) -> Parts:
+def load_parts(
+    path: Path, prediction: Prediction, dtype: torch.dtype | None, *, fake: FakeTensorMode | None = None
+) -> Parts:
     """Read a whole checkpoint of SD1.x, SD2.x or SDXL; `dtype` None keeps the file's.
 
+    fake: read shapes and precisions only, and give the modules weights of that mode, without data.
     Raises BaseModelError with what the file is, what was expected and what to do.
     """
     if path.suffix.lower() in PICKLED:
@@ -119,7 +124,7 @@ def load_parts(path: Path, prediction: Prediction, dtype: torch.dtype | None) ->
             raise BaseModelError(f"{path.name} is {what}")
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-            reader = _Reader(path, file, shapes, _whole_family(path, shapes), dtype)
+            reader = _Reader(path, file, shapes, _whole_family(path, shapes), dtype, fake)
             return reader.parts(prediction)
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"{path} cannot be read as a safetensors file ({error}). Download it again.") from error
@@ -200,6 +205,7 @@ class _Reader:
     shapes: Mapping[str, tuple[int, ...]]
     family: Family
     dtype: torch.dtype | None
+    fake: FakeTensorMode | None = None
 
     def parts(self, prediction: Prediction) -> Parts:
         config = read_config(self.family)
@@ -290,11 +296,7 @@ class _Reader:
 
     def _tensor(self, place: Source, name: str, shape: tuple[int, ...]) -> Tensor:
         """One parameter as the file holds it, in the parameter's shape."""
-        if place.third is None:
-            tensor = self.file.get_tensor(place.key)
-        else:
-            rows = self.shapes[place.key][0] // 3
-            tensor = self.file.get_slice(place.key)[place.third * rows : (place.third + 1) * rows]
+        tensor = self._stored_tensor(place) if self.fake is None else self._stand_in(place, self.fake)
         if not tensor.is_floating_point():
             raise BaseModelError(
                 f"{self.path.name}: {place.key} is quantised ({tensor.dtype}); expected fp16, bf16 or fp32 weights. "
@@ -310,6 +312,21 @@ class _Reader:
                 f"{name} has in {LABELS[self.family]}. Use an unmodified {LABELS[self.family]} checkpoint."
             )
         return tensor
+
+    def _stored_tensor(self, place: Source) -> Tensor:
+        if place.third is None:
+            return self.file.get_tensor(place.key)
+        rows = self.shapes[place.key][0] // 3
+        return self.file.get_slice(place.key)[place.third * rows : (place.third + 1) * rows]
+
+    def _stand_in(self, place: Source, fake: FakeTensorMode) -> Tensor:
+        """What `_stored_tensor` gives, by its shape and precision."""
+        shape = list(self.shapes[place.key])
+        if place.third is not None:
+            shape[0] //= 3
+        kind = self.file.get_slice(place.key).get_dtype()
+        with fake:
+            return torch.empty(shape, dtype=FLOATS.get(kind, torch.uint8))
 
 
 def _plain(modules: Mapping[str, str], root: str, name: str) -> Source:
