@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 
 from ...spectral.errors import SettingError, SpectralError
+from .. import processes
 from ..checkpoint import Checkpoints, step_of
 from ..processes import Process
+from ..run_folder import running
 from .course import Course
 from .job import HEARTBEAT, LOG, RESULT, STOP, Entry, State, Status
 
@@ -30,7 +32,13 @@ _STATUS: dict[str, Status] = {
 def child(entry: Entry) -> Process | None:
     """The living process that works on the job, or None."""
     known = entry.state.process or _from_heartbeat(entry.folder / HEARTBEAT)
-    return None if known is None or known.is_gone() else known
+    if known is not None:
+        return None if known.is_gone() else known
+    pid = running(entry.run)
+    try:
+        return None if pid is None else processes.of(pid)
+    except psutil.Error:
+        return None
 
 
 def end_process(entry: Entry) -> None:

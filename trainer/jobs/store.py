@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from ...spectral.errors import SettingError
 from .. import files
+from ..processes import Process
 from ..run_folder import Request, ask, running
 from . import settle
 from .job import (
@@ -262,11 +263,20 @@ class JobStore:
             self._write_order([other for other in self._order() if other != id])
         return self.entry(id)
 
-    def update(self, id: str, **changes: Any) -> Entry:
-        """Change fields of a job's state, not its status."""
+    def began(self, id: str, process: Process | None) -> Entry:
+        """Note which process works on a running job."""
         with self._locked():
             entry = self.entry(id)
-            self._write(entry, replace(entry.state, **changes))
+            if entry.state.active:  # else it has been ended at once, meanwhile
+                self._write(entry, replace(entry.state, process=process))
+        return self.entry(id)
+
+    def say(self, id: str, text: str) -> Entry:
+        """Change the sentence of a waiting job."""
+        with self._locked():
+            entry = self.entry(id)
+            if entry.state.status == "queued":
+                self._write(entry, replace(entry.state, text=text))
         return self.entry(id)
 
     def settle(self, id: str, code: int | None = None) -> Entry:
