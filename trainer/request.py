@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import SettingError
+from .jobs.job import DEVICE, Options
 from .layering import DEFAULT_PRESET, over_preset
 from .presets import NO_PRESET, PRESETS, known_method
 from .spec import TrainSpec, plain, read_value, settings
@@ -64,24 +65,14 @@ LONGEST = {"description": 4000, "title": 200, "licence": 200, "trigger": 200, "c
 _TEXT = 500  # characters of any other text
 _ITEMS = 16  # of a list or a table
 _NAME = 300  # characters of a name of something
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,2})?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a job runs beside its host. wait_idle: only while the host does nothing else. unload: the host's models may
-    be put out of the GPU's memory before it starts."""
-
-    wait_idle: bool = False
-    unload: bool = True
 
 
 @dataclass(frozen=True)
 class Request:
     """A training in the words of the person who wants it. settings: TrainSpec's names, with names for places.
 
-    base, dataset: as `Places` names them. device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+    base, dataset: as `Places` names them. device: "auto", "cpu" or "cuda:N".
     """
 
     name: str
@@ -106,8 +97,8 @@ class Request:
         }
         if (preset := texts.get("preset", DEFAULT_PRESET)) not in (*PRESETS, NO_PRESET):
             raise SettingError(f"preset={preset!r}; expected one of {', '.join((*PRESETS, NO_PRESET))}")
-        if not _DEVICE.fullmatch(texts.get("device", "auto")):
-            raise SettingError(f"device={texts['device']!r}; expected auto, cpu, mps, cuda or cuda:N")
+        if not DEVICE.fullmatch(texts.get("device", "auto")):
+            raise SettingError(f"device={texts['device']!r}; expected auto, cpu or cuda:N")
         chosen = _table("settings", table.get("settings", {}), OFFERED)
         return cls(
             **texts,
