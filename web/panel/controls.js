@@ -99,32 +99,28 @@ function optionNodes(options) {
  */
 export function combo({ options = [], value = "", blank, onChange, test, label }) {
   const input = h("select", { class: "input select", "data-test": test, "aria-label": label });
+  const nothing = blank === undefined ? null : h("option", { value: "" }, blank);
   let known = options;
-  const draw = (wanted) => {
-    const nodes = optionNodes(known);
-    const has = known.some((option) => describeOption(option).value === wanted);
-    if (blank !== undefined) nodes.unshift(h("option", { value: "" }, blank));
-    if (!has && wanted) nodes.push(h("option", { value: wanted, class: "missing" }, wanted));
-    clear(input, nodes);
-    input.value = wanted;
-    input.classList.toggle("is-missing", !has && Boolean(wanted));
+  const has = (wanted) => known.some((option) => describeOption(option).value === wanted);
+  const set = (wanted) => {
+    const missing = Boolean(wanted) && !has(wanted);
+    input.querySelector(".missing")?.remove();
+    if (missing) input.append(h("option", { value: wanted, class: "missing" }, wanted));
+    if (input.value !== wanted) input.value = wanted;
+    input.classList.toggle("is-missing", missing);
   };
-  draw(value);
+  const offer = (next, wanted = input.value) => {
+    known = next;
+    clear(input, nothing, optionNodes(known));
+    set(wanted);
+  };
+  offer(options, value);
   input.addEventListener("change", () => {
-    input.classList.remove("is-missing");
+    input.classList.toggle("is-missing", Boolean(input.value) && !has(input.value));
     onChange?.(input.value);
   });
-  return {
-    root: h("div", { class: "select-box" }, input, icon("chevron")),
-    input,
-    get: () => input.value,
-    set: draw,
-    has: (wanted) => known.some((option) => describeOption(option).value === wanted),
-    offer: (next, wanted = input.value) => {
-      known = next;
-      draw(wanted);
-    },
-  };
+  const root = h("div", { class: "select-box" }, input, icon("chevron"));
+  return { root, input, get: () => input.value, set, has, offer, nameBlank: (text) => setText(nothing, text) };
 }
 
 /**

@@ -21,10 +21,7 @@ const VIEWS = {
   jobs: () => import("./job_list.js"),
   compare: () => import("./compare.js"),
 };
-const TABS = [
-  ["new", "tabs.new"],
-  ["jobs", "tabs.jobs"],
-];
+const TABS = ["new", "jobs"];
 const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "jobs" };
 
 /**
@@ -92,6 +89,7 @@ export class SpectralPanel extends HTMLElement {
     this.#ctx = { api, store, host: this.#host };
     const turn = ++this.#turn;
     this.shell = h("div", { class: "shell", hidden: true });
+    isolate(this.shell);
     clear(root, this.#styles(), this.shell);
     const t = await this.#strings(api, turn);
     if (t === null) return;
@@ -133,7 +131,7 @@ export class SpectralPanel extends HTMLElement {
     const confirm = (text, { yes = t("yes"), danger = false } = {}) =>
       ask(this.shell, { text, yes, no: t("cancel"), danger });
     Object.assign(this.#ctx, { t, toast, confirm, go: (view, params) => this.go(view, params) });
-    this.tabs = new Map(TABS.map(([view, key]) => [view, this.#tab(view, t(key))]));
+    this.tabs = new Map(TABS.map((view) => [view, this.#tab(view, t(`tabs.${view}`))]));
     this.count = h("span", { class: "badge", hidden: true, "data-test": "jobs-count" });
     this.tabs.get("jobs").append(this.count);
     this.banner = h("div", { class: "banner", role: "status", hidden: true, "data-test": "banner" });
@@ -223,6 +221,23 @@ export class SpectralPanel extends HTMLElement {
       console.error(error);
       return { root: note("error", error.message), update() {}, destroy() {} };
     }
+  }
+}
+
+/**
+ * Keeps to the panel what happens in it. Seen from outside, the target of an event is the panel and not the text field:
+ * a host would take typed letters for its shortcuts, and a dropped picture for a workflow.
+ */
+function isolate(shell) {
+  const typing = (event) => event.target.closest?.("input, textarea, select, [contenteditable]");
+  for (const type of ["keydown", "keyup", "keypress", "copy", "cut", "paste"]) {
+    shell.addEventListener(type, (event) => typing(event) && event.stopPropagation());
+  }
+  for (const type of ["dragover", "drop"]) {
+    shell.addEventListener(type, (event) => {
+      event.stopPropagation();
+      if (!typing(event)) event.preventDefault();
+    });
   }
 }
 
