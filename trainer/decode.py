@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -17,6 +20,8 @@ FaultKind = Literal["broken", "animated", "not a picture", "too large"]
 # Decoders that are tried, whatever a file is called: none of them runs a program or draws vectors. GIF only to name it.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, kept here because programs around us switch Pillow's off
+_LARGE = 32_000_000  # pixels from which pictures are worked on one at a time
+_TURN = Lock()
 # What Pillow's decoders are known to raise on damaged files.
 _DECODE_FAULTS = (
     OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, AttributeError, OverflowError,
@@ -32,14 +37,48 @@ class PictureFault(SpectralError):
         self.kind = kind
 
 
-def decode(blob: bytes) -> Image.Image:
-    """The whole picture, turned by its EXIF orientation, sRGB, 8 bits per channel, in any mode. Raises PictureFault."""
+def decode(blob: bytes, least: int | None = None, most: int = MOST_PIXELS) -> Image.Image:
+    """The whole picture, turned by its EXIF orientation, sRGB, 8 bits per channel, in any mode. Raises PictureFault.
+
+    least: where a side this long is enough, a JPEG is decoded at a half, a quarter or an eighth of its size, which is
+    quicker. most: pixels of the largest that is taken.
+    """
+    with _opened(blob, most) as image:
+        if least is not None:
+            image.draft(None, (least, least))
+        ImageOps.exif_transpose(image, in_place=True)
+        return _in_srgb(_eight_bits(image))
+
+
+def picture_format(blob: bytes, most: int = MOST_PIXELS) -> str:
+    """Pillow's name of the format of a picture that `decode` may take, from its header. Raises PictureFault."""
+    with _opened(blob, most) as image:
+        return image.format
+
+
+@contextmanager
+def turn(blob: bytes) -> Iterator[None]:
+    """Inside, no other thread is where a large picture is worked on: each can take more than a gigabyte."""
+    try:
+        with _opened(blob, MOST_PIXELS) as image:
+            large = image.size[0] * image.size[1] > _LARGE
+    except PictureFault:
+        large = False  # decoding it says why
+    if not large:
+        yield
+        return
+    with _TURN:
+        yield
+
+
+@contextmanager
+def _opened(blob: bytes, most: int) -> Iterator[Image.Image]:
+    """The picture with its header checked; what decoders raise inside becomes a PictureFault."""
     known = _formats()
     try:
         with Image.open(io.BytesIO(blob), formats=known) as image:
-            _check_header(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            return _in_srgb(_eight_bits(image))
+            _check_header(image, most)
+            yield image
     except Image.DecompressionBombError as error:
         raise PictureFault("too large", f"would take too much memory ({error}); scale it down") from error
     except UnidentifiedImageError:
@@ -55,15 +94,15 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, most: int) -> None:
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photograph and its previews
     if frames > 1:
         raise PictureFault("animated", f"an animation of {frames} frames or pages; expected a still picture")
     if image.format == "GIF":
         raise PictureFault("not a picture", "a GIF despite its name; save it as PNG")
     width, height = image.size
-    if width * height > MOST_PIXELS:
-        raise PictureFault("too large", f"{width} x {height} pixels, more than {MOST_PIXELS} in all; scale it down")
+    if width * height > most:
+        raise PictureFault("too large", f"{width} x {height} pixels, more than {most} in all; scale it down")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

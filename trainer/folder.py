@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from PIL import Image
 
 from ..spectral.errors import SettingError
 from . import pictures as pixels
-from .decode import PictureFault, decode
+from .decode import PictureFault, decode, turn
 from .events import Listener, Progress, silent
 from .pictures import Size
 
@@ -136,6 +136,10 @@ def shown(path: Path, folder: Path) -> str:
     return name.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
+# What a file holds, from its path and whether its transparency is the mask: the picture, or findings that say why not.
+Examine = Callable[[Path, bool], tuple[Picture | None, list[Finding]]]
+
+
 @dataclass(frozen=True)
 class _Room:
     """The given folder or one of its sub-folders."""
@@ -155,13 +159,15 @@ def scan(
     sizes: tuple[Size, ...] = (),
     exclude: Iterable[Path] = (),
     listen: Listener = silent,
+    examine: Examine | None = None,
 ) -> Folder:
     """The pictures of `images`, each decoded once wholly, with captions, repeats and masks.
 
     A picture without a caption gets the trigger, else the class token of its folder, else its folder's name. `sizes`
     are the training sizes (`pictures.bucket_sizes`); without them nothing is said about small and long pictures.
-    `exclude` are sub-folders that hold something else. Faults are returned as findings; raises SettingError only where
-    there is no folder, or no picture file in it.
+    `exclude` are sub-folders that hold something else. `examine` looks at one file; None is `examine_file`, which
+    decodes it every time. Faults are returned as findings; raises SettingError only where there is no folder, or no
+    picture file in it.
     """
     if not images.is_dir():
         raise SettingError(f"{images} is not a folder. Give the folder that holds the pictures.")
@@ -175,7 +181,7 @@ def scan(
     if not found:
         unreadable = "".join(f" {shown(f.path, images)} {f.text}." for f in findings if f.fatal)
         raise SettingError(f"{images} holds no picture. Expected files ending in {', '.join(SUFFIXES)}.{unreadable}")
-    decoded = _decode_all([path for _, path in found], alpha_masks, listen)
+    decoded = _decode_all([path for _, path in found], alpha_masks, listen, examine or examine_file)
     captions = {room.path: _Captions(room, trigger) for room in rooms}
     lookup = _mask_files(masks) if masks else None
     good: list[Picture] = []
@@ -230,19 +236,21 @@ def _repeats(folder: Path, findings: list[Finding]) -> tuple[int, str]:
     return (int(match[1]), match[2].replace("_", " ")) if match else (1, name.replace("_", " "))
 
 
-def _decode_all(paths: list[Path], alpha_masks: bool, listen: Listener) -> list[tuple[Picture | None, list[Finding]]]:
+def _decode_all(
+    paths: list[Path], alpha_masks: bool, listen: Listener, examine: Examine
+) -> list[tuple[Picture | None, list[Finding]]]:
     started, decoded = time.monotonic(), []
     with warnings.catch_warnings(), ThreadPoolExecutor(_READERS) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large photographs are welcome
-        for path, result in zip(paths, pool.map(lambda p: _examine(p, alpha_masks), paths)):
+        for path, result in zip(paths, pool.map(lambda p: examine(p, alpha_masks), paths)):
             decoded.append(result)
             if time.monotonic() - started > _PATIENCE:
                 listen(Progress(len(decoded), len(paths), path.name))
     return decoded
 
 
-def _examine(path: Path, alpha_masks: bool) -> tuple[Picture | None, list[Finding]]:
-    """The picture, or why there is none."""
+def examine_file(path: Path, alpha_masks: bool) -> tuple[Picture | None, list[Finding]]:
+    """The picture that a file holds, without caption, repeats and mask file; or why there is none."""
     if path.exists() and not path.is_file():
         return None, [Finding(path, "unreadable", "is no ordinary file", True)]
     try:
@@ -250,12 +258,17 @@ def _examine(path: Path, alpha_masks: bool) -> tuple[Picture | None, list[Findin
     except OSError as error:
         return None, [Finding(path, "unreadable", f"cannot be read ({error.strerror or error})", True)]
     try:
-        image = decode(blob)
-        shown_pixels = pixels.on_white(image)
-        alpha = pixels.opacity(image) if alpha_masks else None
+        with turn(blob):
+            return _looked_at(path, blob, alpha_masks)
     except PictureFault as fault:
         return None, [Finding(path, fault.kind, str(fault), True)]
-    digest = hashlib.sha256(blob).hexdigest()
+
+
+def _looked_at(path: Path, blob: bytes, alpha_masks: bool) -> tuple[Picture, list[Finding]]:
+    """The decoded picture. Raises PictureFault."""
+    image = decode(blob)
+    shown_pixels = pixels.on_white(image)
+    alpha = pixels.opacity(image) if alpha_masks else None
     look = hashlib.sha256(f"{image.size}".encode())
     look.update(shown_pixels.tobytes())
     findings = []
@@ -264,6 +277,7 @@ def _examine(path: Path, alpha_masks: bool) -> tuple[Picture | None, list[Findin
         findings += _black(path, alpha)
     elif alpha_masks:
         findings.append(Finding(path, "mask", "has no transparency, so all of it is learnt", False))
+    digest = hashlib.sha256(blob).hexdigest()
     return Picture(path, "", 1, image.size, digest, look.hexdigest(), alpha=alpha is not None), findings
 
 
