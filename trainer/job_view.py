@@ -34,7 +34,7 @@ def summary(entry: Entry, course: Course) -> dict[str, Any]:
         "steps": seen["steps"] or job.spec.get("steps"),
         **{name: seen[name] for name in _SEEN},
         "resumable": bool(state.resumable),
-        "adapter": adapter(state.adapter),
+        "adapter": None if job.kind == "grid" else adapter(state.adapter),
         "cover": cover(entry),
         "unresponsive": entry.silence() > SILENT,
     }
@@ -85,9 +85,7 @@ def checkpoints(entry: Entry, told: Sequence[Mapping[str, Any]]) -> list[dict[st
 
 def pictures(entry: Entry) -> dict[str, str | None]:
     """The addresses of the pictures that a run draws of itself."""
-    return {
-        name.removesuffix(".png"): file_address(entry.id, entry.run / name, name) for name in (LOSS, SHEET)
-    }
+    return {name.removesuffix(".png"): file_address(entry.id, entry.run / name, name) for name in (LOSS, SHEET)}
 
 
 def grid(entry: Entry) -> dict[str, Any]:
@@ -102,10 +100,10 @@ def grid(entry: Entry) -> dict[str, Any]:
 
 
 def cover(entry: Entry) -> str | None:
-    """A small picture that stands for the job: the last sample of the first prompt."""
+    """A small picture that stands for the job: the last sample of the first prompt, or a grid's sheet."""
     first = [found for found in read_samples(entry.run / "samples") if found.number == 1]
     if not first:
-        return None
+        return file_address(entry.id, entry.run / SHEET, SHEET, size=THUMB)
     return file_address(entry.id, first[-1].path, "samples", first[-1].path.name, size=THUMB)
 
 

@@ -25,11 +25,9 @@ from .jobs.job import ACTIVE, SILENT
 from .jobs.job import Options as JobOptions
 
 if TYPE_CHECKING:
-    from .estimate import Estimator
-    from .jobs.host import Host
-    from .jobs.job import Entry
-    from .jobs.store import JobStore
-    from .jobs.supervisor import Supervisor
+    from .compare import Side
+    from .jobs.host import Device, Host
+    from .jobs.job import Entry, Kind
     from .places import Places
     from .request import Request
 
@@ -44,7 +42,7 @@ class Studio:
     devices: what may train, as the supervisor takes it; None finds out.
     """
 
-    def __init__(self, places: Places, host: Host, devices: Sequence[str] | None = None) -> None:
+    def __init__(self, places: Places, host: Host, devices: Sequence[Device] | None = None) -> None:
         from .estimate import Estimator
         from .jobs.store import JobStore
         from .jobs.supervisor import Supervisor
@@ -208,6 +206,12 @@ class Studio:
 
         return spectrum(load(self.adapter_of(self._training(id), checkpoint)))
 
+    def compare(self, a: str, b: str) -> dict[str, Any]:
+        """Two trainings' settings, curves and samples. Raises UnknownJob, SettingError."""
+        from .compare import compare
+
+        return compare(self._side(a), self._side(b))
+
     def bases(self) -> list[dict[str, Any]]:
         """The base models there are, with what is known of them from their headers."""
         from .bases import describe
@@ -221,13 +225,27 @@ class Studio:
     def _training(self, id: str) -> Entry:
         entry = self.store.entry(id)
         if entry.job.kind != "train":
-            raise SettingError(f"{entry.job.name} is {'an' if entry.job.kind == 'export' else 'a'} {entry.job.kind}; expected a training")
+            raise SettingError(f"job {id} ({entry.job.kind}, {entry.job.name}) is no training; expected the id of one")
         return entry
+
+    def _side(self, id: str) -> Side:
+        from .compare import Side
+
+        entry = self._training(id)
+        course = self._course(entry)
+        curve = course.curve()
+        samples = job_view.samples(entry, curve.pop("samples"))
+        return Side(entry.id, entry.job.name, entry.job.spec, curve, course.summary()["best"], samples)
 
     def _follow(self, of: Entry, kind: Kind, spec: Mapping[str, Any], asked: Mapping[str, Any]) -> Entry:
         """Queue a job made of a training."""
         entry = self.store.add(
-            kind, of.job.name, dict(spec), request=dict(asked), device=of.job.device, options=of.job.options,
+            kind,
+            of.job.name,
+            spec,
+            request=asked,
+            device="cpu" if kind == "export" else of.job.device,
+            options=of.job.options,
             parent=of.id,
         )
         self.supervisor.wake()

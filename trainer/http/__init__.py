@@ -1,7 +1,4 @@
-"""The trainer over HTTP: `routes` for a host's aiohttp server, `serve` for a server of its own.
-
-Importing this imports aiohttp at first use of either, so that ComfyUI starts no slower.
-"""
+"""The trainer over HTTP: `routes` for a host's aiohttp server; app.py is a server of its own."""
 
 from __future__ import annotations
 
@@ -13,14 +10,20 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from ..studio import Studio
+    from .route import Route
 
-__all__ = ["Access", "routes"]
+__all__ = ["Access", "every_route", "routes"]
+
+
+def every_route() -> list[Route]:
+    """All routes, as they are written down."""
+    from . import datasets, files, form, jobs, results
+
+    return [*jobs.ROUTES, *datasets.ROUTES, *form.ROUTES, *files.ROUTES, *results.ROUTES]
 
 
 def routes(studio: Studio, access: Access) -> list[web.RouteDef]:
     """Every route, guarded, as aiohttp's `add_routes` takes them."""
-    from . import datasets, files, form, jobs, results
     from .route import definition
 
-    every = (*jobs.ROUTES, *datasets.ROUTES, *form.ROUTES, *files.ROUTES, *results.ROUTES)
-    return [definition(route, studio, access) for route in every]
+    return [definition(route, studio, access) for route in every_route()]

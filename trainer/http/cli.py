@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..jobs.host import Device
     from ..studio import Studio
 
 DEFAULT_PORT = 8190
@@ -57,15 +58,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _studio(args: argparse.Namespace) -> Studio:
-    from ..jobs.host import Standalone, find_devices
+    from ..jobs.host import Standalone
     from ..places import standalone
     from ..studio import Studio
 
     home = Path.home() / "spectral_adapters" if args.home is None else args.home
-    devices = find_devices()
-    if args.device is not None:
-        devices = tuple(device for device in devices if device.id == args.device)
-    return Studio(standalone(home, dict(args.root), args.models), Standalone(), devices)
+    places = standalone(home, dict(args.root), args.models)
+    return Studio(places, Standalone(), None if args.device is None else (_device(args.device),))
+
+
+def _device(id: str) -> Device:
+    from ...spectral.errors import SettingError
+    from ..jobs.host import CPU, find_devices
+
+    known = (CPU,) if id == CPU.id else find_devices()
+    found = next((device for device in known if device.id == id), None)
+    if found is None:
+        raise SettingError(
+            f"--device {id}: found {', '.join(device.id for device in known)} here; expected one of these"
+        )
+    return found
 
 
 def _ready(address: str, browser: bool) -> None:

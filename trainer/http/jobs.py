@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...spectral.errors import SettingError
+from ..open_folder import can_open_folders, open_folder
 from ..studio import Studio
 from .call import Call
 from .route import Route
@@ -13,7 +15,8 @@ def state(studio: Studio, call: Call) -> dict[str, Any]:
     """Everything that every page shows."""
     found = studio.state(call.text("known", ""))
     if "host" in found:
-        found["host"]["token_needed"] = call.access.token is not None
+        can = [name for name in found["host"]["can"] if name != "open" or _can_open(studio, call)]
+        found["host"] |= {"can": can, "token_needed": call.access.token is not None}
     return found
 
 
@@ -64,13 +67,17 @@ def delete(studio: Studio, call: Call) -> dict[str, Any]:
     return {"trash": str(studio.delete(call.path["id"]))}
 
 
-def show_folder(studio: Studio, call: Call) -> dict[str, Any]:
+def open_(studio: Studio, call: Call) -> dict[str, Any]:
     """Show the job's folder in the file manager of the machine that the server runs on."""
-    from ..show_folder import show_folder
-
-    entry = studio.store.entry(call.path["id"])
-    show_folder(entry.folder, here=call.access.loopback and "open" in studio.host.can)
+    folder = studio.store.entry(call.path["id"]).folder
+    if not _can_open(studio, call):
+        raise SettingError(f"this server cannot show a folder on its machine; the folder is {folder}")
+    open_folder(folder)
     return {}
+
+
+def _can_open(studio: Studio, call: Call) -> bool:
+    return call.access.loopback and "open" in studio.host.can and can_open_folders()
 
 
 def grid(studio: Studio, call: Call) -> dict[str, Any]:
@@ -89,6 +96,7 @@ def order(studio: Studio, call: Call) -> dict[str, Any]:
     return {}
 
 
+_GRID = ("checkpoints", "strengths", "prompts", "seed", "size", "steps", "guidance", "negative")
 ROUTES = (
     Route("GET", "/state", state, ("known",)),
     Route("GET", "/jobs/{id}", detail),
@@ -99,8 +107,8 @@ ROUTES = (
     Route("POST", "/jobs/{id}/sample", sample),
     Route("POST", "/jobs/{id}/save", save),
     Route("POST", "/jobs/{id}/delete", delete),
-    Route("POST", "/jobs/{id}/open", show_folder),
-    Route("POST", "/jobs/{id}/grid", grid, ("checkpoints", "strengths", "prompts", "seed")),
+    Route("POST", "/jobs/{id}/open", open_),
+    Route("POST", "/jobs/{id}/grid", grid, _GRID),
     Route("POST", "/jobs/{id}/export", export, ("rank", "checkpoint")),
     Route("POST", "/queue", order, ("order",)),
 )

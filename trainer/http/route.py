@@ -81,9 +81,7 @@ def definition(route: Route, studio: Studio, access: guard.Access) -> web.RouteD
     """The route as aiohttp registers it."""
 
     async def handle(request: web.Request) -> web.Response:
-        refusal = guard.check(
-            request.method, request.headers, request.cookies, access, open_to_all=route.open_to_all
-        )
+        refusal = guard.check(request.method, request.headers, request.cookies, access, open_to_all=route.open_to_all)
         if refusal is not None:
             return _refused(refusal)
         try:
