@@ -21,9 +21,5 @@ class SettingError(SpectralError):
     """A setting of a method or a training run that cannot be honoured."""
 
 
-class Conflict(SettingError):
-    """What is asked for is right but cannot be done as things stand: something runs, or the name is taken."""
-
-
 class Cancelled(SpectralError):
     """The caller asked to stop; nothing was changed."""

@@ -54,6 +54,19 @@ class Client:
         finally:
             connection.close()
 
+    def raw(self, method: str, path: str, sent: bytes, headers: dict) -> int:
+        """The status of a call whose body is sent as it stands."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            connection.send(sent)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
     def get(self, path: str, **query: object) -> Answer:
         """GET beneath the prefix."""
         return self.call("GET", f"{PREFIX}{path}{'?' + urlencode(query) if query else ''}", headers=self._own())

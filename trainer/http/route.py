@@ -17,7 +17,7 @@ from aiohttp import web
 
 from ...spectral.errors import SettingError, SpectralError
 from ..addresses import PREFIX
-from ..jobs.job import UnknownJob
+from ..jobs.job import JobConflict, UnknownJob
 from . import guard
 from .call import Call, check_names, read_body
 
