@@ -1,0 +1,124 @@
+/** A training that has ended: what came of it and why, and what can be done with it. */
+
+import { act } from "./act.js";
+import { Chart } from "./chart.js";
+import { busy, button, combo, folded } from "./controls.js";
+import { clear, h, setText } from "./dom.js";
+import { ExportSection } from "./export.js";
+import { formats } from "./format.js";
+import { GridSection } from "./grid.js";
+import { jobHead, logTail, noticeList } from "./job_head.js";
+import { settingsTable } from "./settings_table.js";
+import { SpectrumSection } from "./spectrum.js";
+import { Timeline } from "./timeline.js";
+import { Verdict } from "./verdict.js";
+
+/** The page of a job that has ended. */
+export class DoneView {
+  /**
+   * @param {import("./panel.js").Ctx} ctx
+   * @param {string} id
+   */
+  constructor(ctx, id) {
+    this.ctx = ctx;
+    this.t = ctx.t;
+    this.id = id;
+    this.formats = formats(ctx.t.lang);
+    this.shown = null;
+    this.#build();
+  }
+
+  #build() {
+    const { ctx, t, id } = this;
+    this.head = jobHead(ctx);
+    this.verdict = new Verdict(ctx, id);
+    this.timeline = new Timeline(ctx, { emptyText: () => t("timeline.none") });
+    this.chart = new Chart({ t });
+    this.best = h("p", { class: "best-text", "data-test": "best" });
+    this.notices = noticeList(t, this.formats);
+    this.grid = new GridSection(ctx, id);
+    this.spectrum = new SpectrumSection(ctx, id);
+    this.export = new ExportSection(ctx, id);
+    this.log = logTail(t, folded);
+    this.samples = h("section", { class: "card" }, h("h2", null, t("timeline.title")), this.timeline.root);
+    this.curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, this.best);
+    const side = h("div", { class: "stack" }, this.curve, this.notices.root);
+    this.columns = h("div", { class: "job-columns" }, this.samples, side);
+    this.folder = h("code", { class: "path" });
+    this.settings = h("div", { class: "settings-box" });
+    const more = folded({ title: t("done.settings"), test: "settings-fold" }, this.settings, h("p", { class: "muted small" }, t("done.folder"), " ", this.folder));
+    this.root = h(
+      "div",
+      { class: "stack" },
+      this.head.root, this.verdict.root, this.columns, this.grid.root, this.export.root, this.spectrum.root,
+      more, this.log.root, this.#footer(),
+    );
+  }
+
+  #footer() {
+    const { t, ctx } = this;
+    this.others = combo({ blank: t("done.compareWith"), label: t("done.compareWith"), test: "compare-with", onChange: (b) => b && ctx.go("compare", { a: this.id, b }) });
+    const remove = button({ label: t("done.delete"), icon: "trash", kind: "danger", test: "delete", onClick: () => this.held() });
+    this.held = busy(remove, () => this.#delete());
+    return h("div", { class: "row wrap between job-footer" }, this.others.root, remove);
+  }
+
+  async #delete() {
+    const { t, ctx } = this;
+    const sure = await ctx.confirm(t("done.deleteAsk", { name: this.news.summary.name }), { yes: t("done.delete"), danger: true });
+    if (sure && (await act(ctx, `/jobs/${this.id}/delete`, {}, t("done.deleted")))) ctx.go("jobs");
+  }
+
+  /** @param {{summary: Object, detail: Object, curve: import("./curve.js").Curve, state: Object}} news */
+  update(news) {
+    const { summary, detail, curve, state } = news;
+    const begun = curve.count > 0 || detail.samples.length > 0;
+    const learned = summary.adapter !== null || detail.checkpoints.length > 0;
+    this.news = news;
+    this.head.update(summary);
+    this.verdict.update(news);
+    this.columns.hidden = !begun;
+    this.timeline.update(detail.samples, summary.best?.step ?? null);
+    if (this.shown !== curve) this.chart.show([{ curve, name: summary.name }]);
+    else this.chart.draw();
+    this.shown = curve;
+    setText(this.best, this.#bestText(detail));
+    this.notices.update(detail.notices);
+    this.grid.root.hidden = this.export.root.hidden = this.spectrum.root.hidden = !learned;
+    if (learned) for (const part of [this.grid, this.export, this.spectrum]) part.update(news);
+    this.#drawSettings(detail);
+    setText(this.folder, detail.folder);
+    this.log.update(detail.log);
+    this.#offerOthers(state);
+  }
+
+  #bestText({ best }) {
+    if (!best) return this.t("done.noBest");
+    const facts = { step: this.formats.count(best.step), loss: this.formats.loss(best.loss) };
+    return this.t("done.best", facts);
+  }
+
+  #drawSettings(detail) {
+    const stamp = JSON.stringify(detail.spec);
+    if (stamp === this.settingsStamp) return;
+    this.settingsStamp = stamp;
+    clear(this.settings, settingsTable(detail.spec, this.t));
+  }
+
+  #offerOthers(state) {
+    const offered = state.jobs
+      .filter((job) => job.kind === "train" && job.id !== this.id && job.step > 0)
+      .map((job) => ({ value: job.id, label: `${job.name} (${this.formats.ago(job.created)})` }));
+    const stamp = JSON.stringify(offered);
+    this.others.root.hidden = offered.length === 0;
+    // A list that is open must not be drawn anew for nothing.
+    if (stamp === this.othersStamp) return;
+    this.othersStamp = stamp;
+    this.others.offer(offered, "");
+  }
+
+  destroy() {
+    this.chart.destroy();
+    this.spectrum.destroy();
+  }
+}
