@@ -6,7 +6,7 @@ from typing import Any
 
 from ...spectral.errors import SettingError
 from ..open_folder import can_open_folders, open_folder
-from ..studio import Studio
+from ..studio import FINAL, Studio
 from .call import Call
 from .route import Route
 
@@ -87,7 +87,8 @@ def grid(studio: Studio, call: Call) -> dict[str, Any]:
 
 def export(studio: Studio, call: Call) -> dict[str, Any]:
     """Queue the export as a LoRA."""
-    return {"id": studio.create_export(call.path["id"], call.values).job.id}
+    rank = None if call.values.get("rank") is None else call.whole("rank", least=1, most=4096)
+    return {"id": studio.create_export(call.path["id"], call.text("checkpoint", FINAL), rank).job.id}
 
 
 def order(studio: Studio, call: Call) -> dict[str, Any]:
