@@ -114,7 +114,7 @@ class Dial:
         dense = change[0].to(live.device) @ change[1].to(live.device) if isinstance(change, tuple) else change
         # Summed in fp32: in half precision the weight would swallow a small change's low bits twice.
         whole = self._kept[name].to(live.device, torch.float32)
-        live.copy_(whole.add_(dense.to(live.device).reshape(whole.shape), alpha=strength))
+        live.copy_(torch.add(whole, dense.to(live.device).reshape(whole.shape), alpha=strength))
 
     def _room(self) -> int:
         return int(psutil.virtual_memory().available * _SHARE) if self._most is None else self._most
