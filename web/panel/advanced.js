@@ -36,7 +36,8 @@ export function advancedSettings(t, { groups, rows, reset }) {
   const hint = t("advanced.search");
   const search = textInput({ placeholder: hint, label: hint, test: "search", type: "search" });
   const none = h("p", { class: "muted small", hidden: true, role: "status" }, t("advanced.none"));
-  const restore = button({ label: t("advanced.reset"), icon: "reset", kind: "quiet", onClick: reset, test: "reset-all" });
+  const all = t("advanced.reset");
+  const restore = button({ label: all, icon: "reset", kind: "quiet", onClick: reset, test: "reset-all" });
   const count = h("span", { class: "chip accent", "data-test": "changed-count" });
   const parts = groups
     .map((group) => groupPart(t, group, [...rows.values()].filter(({ setting }) => setting.group === group.id)))

@@ -126,15 +126,18 @@ export function combo({ options = [], value = "", blank, onChange, test, label }
 /**
  * One line of text.
  * @param {{value?: string, placeholder?: string, onChange?: (value: string) => void, test?: string, label?: string,
- *   type?: string, maxLength?: number, list?: string}} options  onChange is called at every key
+ *   type?: string, maxLength?: number, suggestions?: string[]}} options  onChange is called at every key
  */
-export function textInput({ value = "", placeholder, onChange, test, label, type = "text", maxLength }) {
+export function textInput(options) {
+  const { value = "", placeholder, onChange, test, label, type = "text", maxLength, suggestions = [] } = options;
+  const list = suggestions.length ? h("datalist", { id: uniqueId("list") }, optionNodes(suggestions)) : null;
   const input = h("input", {
     class: "input", type, value, placeholder, maxlength: maxLength, "data-test": test, "aria-label": label,
-    autocomplete: "off", spellcheck: type === "text" ? "true" : "false",
+    autocomplete: "off", spellcheck: type === "text" && !list ? "true" : "false", list: list?.id,
   });
   input.addEventListener("input", () => onChange?.(input.value));
-  return { root: input, input, get: () => input.value, set: (next) => setValue(input, next) };
+  const root = list ? h("div", null, input, list) : input;
+  return { root, input, get: () => input.value, set: (next) => setValue(input, next) };
 }
 
 function setValue(input, next) {
@@ -144,18 +147,19 @@ function setValue(input, next) {
 
 /**
  * A number, or null while empty. What is no number calls onFault with the text and keeps the last value.
- * @param {{value?: number|null, placeholder?: string, min?: number, max?: number, whole?: boolean, unit?: string,
+ * @param {{value?: number|null, placeholder?: string, min?: number, max?: number, above?: number, whole?: boolean,
+ *   unit?: string,
  *   onChange?: (value: number|null) => void, onFault?: (text: string) => void, test?: string, label?: string}} options
  */
 export function numberInput(options) {
-  const { value = null, placeholder, min, max, whole = false, unit, onChange, onFault, test, label } = options;
+  const { value = null, placeholder, min, max, above, whole = false, unit, onChange, onFault, test, label } = options;
   const input = h("input", {
     class: "input number", type: "text", inputmode: whole ? "numeric" : "decimal", value: value ?? "", placeholder,
     "data-test": test, "aria-label": label, autocomplete: "off", spellcheck: "false",
   });
   let last = value;
   input.addEventListener("input", () => {
-    const read = readNumber(input.value, { min, max, whole });
+    const read = readNumber(input.value, { min, max, above, whole });
     if (read === undefined) return onFault?.(input.value.trim());
     last = read;
     return onChange?.(read);
@@ -174,12 +178,12 @@ export function numberInput(options) {
  * @param {string} text
  * @returns {number|null|undefined}
  */
-export function readNumber(text, { min = -Infinity, max = Infinity, whole = false } = {}) {
+export function readNumber(text, { min = -Infinity, max = Infinity, above = -Infinity, whole = false } = {}) {
   const clean = text.trim().replace(",", ".");
   if (clean === "") return null;
   const value = Number(clean);
-  const fits = Number.isFinite(value) && value >= min && value <= max && (!whole || Number.isInteger(value));
-  return fits ? value : undefined;
+  const inside = value >= min && value <= max && value > above;
+  return Number.isFinite(value) && inside && (!whole || Number.isInteger(value)) ? value : undefined;
 }
 
 /**

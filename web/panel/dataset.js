@@ -47,10 +47,12 @@ class DatasetSection {
     this.check = debounce(() => this.#check(), CHECK_WAIT);
     this.choice = combo({ blank: t("dataset.choose"), onChange: (id) => this.#choose(id), test: "dataset" });
     const refresh = () => this.reload();
-    const again = iconButton({ label: t("dataset.refresh"), icon: "refresh", onClick: refresh, test: "datasets-refresh" });
+    const label = t("dataset.refresh");
+    const again = iconButton({ label, icon: "refresh", onClick: refresh, test: "datasets-refresh" });
     const control = { root: h("div", { class: "row" }, h("div", { class: "grow" }, this.choice.root), again) };
     control.input = this.choice.input;
-    this.chooser = field({ label: t("dataset.label"), help: t("dataset.help"), control });
+    this.chooser = field({ label: t("dataset.label"), control });
+    this.chooser.root.classList.add("headless");
     this.name = textInput({ value: this.#freeName(), test: "dataset-name", maxLength: 100 });
     this.naming = field({ label: t("dataset.name"), help: t("dataset.name_help"), control: this.name });
     this.drop = dropZone({ t, onFiles: (files, folder) => this.#upload(files, folder) });

@@ -29,7 +29,7 @@ function append(element, children) {
 
 /**
  * An element. Props: attributes, `on<Event>` listeners, `style` as an object of CSS properties ("--x" too), and the
- * properties value, checked, disabled, hidden, open. Children: nodes, texts, arrays; null, undefined, false are left out.
+ * properties value, checked, disabled, hidden, open. Children: nodes, texts, arrays; null, undefined, false are none.
  * @param {string} tag
  * @param {Object<string, *>|null} [props]
  * @param {...*} children

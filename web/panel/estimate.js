@@ -1,8 +1,7 @@
 /** What a training will cost, from the server's estimate: asked again shortly after each change. */
 
 import { ApiError, newest } from "./api.js";
-import { spinner } from "./controls.js";
-import { clear, debounce, h, setText } from "./dom.js";
+import { debounce, h, setText } from "./dom.js";
 import { formats } from "./format.js";
 import { icon } from "./icons.js";
 
@@ -28,28 +27,36 @@ export function estimateBar({ t, api }, request) {
     file: item("file", "file", t("estimate.file")),
     parameters: item("parameters", "spectrum", t("estimate.parameters")),
   };
+  const compact = new Intl.NumberFormat(t.lang, { notation: "compact", maximumSignificantDigits: 3 });
+  const free = h("span", { class: "estimate-free muted small number-text" });
+  items.memory.root.append(free);
   const state = h("span", { class: "estimate-state small muted", role: "status", "data-test": "estimate-state" });
   const row = h("div", { class: "estimate-items" }, Object.values(items).map(({ root }) => root));
   const root = h("div", { class: "estimate", "data-test": "estimate" }, row, state);
   const only = newest();
   let timer = 0;
 
+  let seen = false;
+
   const say = (text, bad = false) => {
+    if (text !== t("estimate.working")) root.removeAttribute("aria-busy");
     setText(state, text);
     state.classList.toggle("danger-text", bad);
   };
   const blank = () => {
+    seen = false;
     for (const { value } of Object.values(items)) setText(value, "–");
     items.memory.root.classList.remove("bad");
   };
   const show = (found) => {
     const over = found.free_bytes > 0 && found.memory_bytes > found.free_bytes;
-    const free = { needed: format.bytes(found.memory_bytes), free: format.bytes(found.free_bytes) };
-    setText(items.memory.value, found.free_bytes > 0 ? t("estimate.of_free", free) : free.needed);
+    seen = true;
+    setText(items.memory.value, format.bytes(found.memory_bytes));
+    setText(free, found.free_bytes > 0 ? t("estimate.of_free", { free: format.bytes(found.free_bytes) }) : "");
     items.memory.root.classList.toggle("bad", over);
     setText(items.time.value, found.seconds > 0 ? format.duration(found.seconds) : t("estimate.unknown"));
     setText(items.file.value, format.bytes(found.file_bytes));
-    setText(items.parameters.value, format.count(found.parameters));
+    setText(items.parameters.value, compact.format(found.parameters));
     for (const [name, { root: part }] of Object.entries(items)) part.title = found.sources?.[name] ?? "";
     say(over ? t("estimate.too_much") : "", over);
   };
@@ -60,7 +67,8 @@ export function estimateBar({ t, api }, request) {
       blank();
       return say(t("estimate.waiting"));
     }
-    clear(state, spinner(t("estimate.working")));
+    root.setAttribute("aria-busy", "true");
+    if (!seen) say(t("estimate.working"));
     return answer(wanted);
   };
   const answer = async (wanted) => {

@@ -57,6 +57,7 @@ function listing(findings, t) {
 function finding({ file, kind, text, fatal }) {
   const words = h("span", { class: "grow" }, h("strong", null, file), " ", text);
   const shape = icon(fatal ? "error" : "warn");
-  const props = { class: `row top finding ${fatal ? "fatal" : "mild"}`, "data-test": "finding", "data-kind": kind };
+  const look = `row top check-finding ${fatal ? "fatal" : "mild"}`;
+  const props = { class: look, "data-test": "finding", "data-kind": kind };
   return h("li", props, shape, words);
 }

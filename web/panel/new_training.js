@@ -9,6 +9,7 @@ import { Draft } from "./draft.js";
 import { estimateBar } from "./estimate.js";
 import { formats } from "./format.js";
 import { methodChoice, presetCards } from "./method.js";
+import { help } from "./overlay.js";
 import { nextName, suggestedName, suggestedPrompts } from "./suggest.js";
 import { belongs, settingRow } from "./setting.js";
 
@@ -64,8 +65,12 @@ class NewTraining {
   #draw() {
     const { t } = this.ctx;
     this.#sections();
-    const left = [card("1", t("base.title"), this.base.root), card("2", t("dataset.title"), this.dataset.root)];
-    const right = [card("3", t("what.title"), ...this.#what()), card("", "", this.advanced.root, this.#options())];
+    const left = [
+      card("1", t("base.title"), t("base.help"), this.base.root),
+      card("2", t("dataset.title"), t("dataset.help"), this.dataset.root),
+    ];
+    const more = h("section", { class: "card stack" }, this.advanced.root, this.#options());
+    const right = [card("3", t("what.title"), "", ...this.#what()), more];
     const columns = [h("div", { class: "stack column" }, left), h("div", { class: "stack column" }, right)];
     clear(this.root, this.#origin(), h("div", { class: "columns" }, columns), this.#foot());
     this.draft.subscribe((names) => this.#changed(names));
@@ -110,7 +115,9 @@ class NewTraining {
     });
     const onChange = (base) => this.draft.change({ base });
     this.baseChoice = combo({ options, blank: t("base.choose"), onChange, test: "base" });
-    return field({ label: t("base.label"), help: t("base.help"), control: this.baseChoice });
+    const row = field({ label: t("base.label"), control: this.baseChoice });
+    row.root.classList.add("headless");
+    return row;
   }
 
   /** Section 3: what the pictures show, and what the result is called. */
@@ -195,7 +202,8 @@ class NewTraining {
 
   async #askValues() {
     const { preset, base, settings } = this.draft.values;
-    const question = { preset, method: settings.method ?? null, base };
+    if (!this.baseChoice.has(base)) return this.#valuesUnknown();
+    const question = { preset, method: settings.method ?? "", base };
     try {
       const { current, value } = await this.only((signal) => this.ctx.api.post("/form/values", question, { signal }));
       if (!current || this.gone) return;
@@ -206,6 +214,13 @@ class NewTraining {
       if (!(error instanceof ApiError)) throw error;
       this.ctx.toast("error", error.message);
     }
+  }
+
+  /** Before there is a base, only the method is known. */
+  #valuesUnknown() {
+    const preset = this.form.presets.find(({ name }) => name === this.draft.values.preset);
+    this.values = { method: this.draft.setting("method") ?? preset?.method ?? "", values: {}, sources: {} };
+    this.#show();
   }
 
   /** Brings every control up to date with the draft. */
@@ -349,8 +364,9 @@ class NewTraining {
   }
 }
 
-function card(number, title, ...content) {
-  const mark = number ? h("span", { class: "step-number", "aria-hidden": "true" }, number) : null;
-  const head = title ? h("h2", { class: "row" }, mark, title) : null;
-  return h("section", { class: "card stack", "aria-label": title || null }, head, content);
+function card(number, title, explanation, ...content) {
+  const mark = h("span", { class: "step-number", "aria-hidden": "true" }, number);
+  const more = explanation ? help(explanation, title) : null;
+  const head = h("div", { class: "row card-head" }, mark, h("h2", null, title), more);
+  return h("section", { class: "card stack", "aria-label": title }, head, content);
 }

@@ -1,6 +1,6 @@
 /**
- * The panel: <spectral-panel>, a web component for ComfyUI's sidebar and for a page of its own. It knows no host; what it
- * needs of one is its `host` property.
+ * The panel: <spectral-panel>, a web component for ComfyUI's sidebar and for a page of its own. It knows no host; what
+ * it needs of one is its `host` property.
  */
 
 import { Api } from "./api.js";
@@ -113,16 +113,10 @@ export class SpectralPanel extends HTMLElement {
       } catch (error) {
         if (turn !== this.#turn) return null;
         // Without strings there are no translated sentences yet: the error is the server's own.
-        if (error.status === 401) return this.#ask(api, turn);
         clear(this.shell, note("error", error.message));
         await new Promise((resolve) => setTimeout(resolve, wait));
       }
     }
-  }
-
-  async #ask(api, turn) {
-    await new Promise((resolve) => clear(this.shell, tokenScreen(api, resolve)));
-    return turn === this.#turn ? this.#strings(api, turn) : null;
   }
 
   #draw(t) {
@@ -137,7 +131,7 @@ export class SpectralPanel extends HTMLElement {
     this.banner = h("div", { class: "banner", role: "status", hidden: true, "data-test": "banner" });
     this.main = h("main", { class: "main", tabindex: "-1", "data-test": "main" });
     const nav = h("nav", { class: "tabs", "aria-label": t("title") }, [...this.tabs.values()]);
-    clear(this.shell, h("header", { class: "top" }, nav), this.banner, this.main, layer.root);
+    clear(this.shell, h("header", { class: "frame-top" }, nav), this.banner, this.main, layer.root);
   }
 
   #tab(view, label) {

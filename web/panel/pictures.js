@@ -23,7 +23,7 @@ export function pictureList(ctx, dataset) {
 
   const more = async (offset) => {
     clear(foot, spinner(t("loading")));
-    const query = `id=${encodeURIComponent(dataset.id)}&offset=${offset}&limit=${PAGE}`;
+    const query = `id=${encodeURIComponent(dataset.id)}&offset=${offset}`;
     try {
       const found = await api.get(`/datasets/pictures?${query}`);
       if (offset === 0) clear(list);

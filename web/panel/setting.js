@@ -1,7 +1,6 @@
 /** One setting of a training: its control, where its value comes from, and the way back to that. */
 
 import { combo, field, iconButton, numberInput, textArea, textInput, toggle } from "./controls.js";
-import { h, setText } from "./dom.js";
 
 const NUMBERS = new Set(["int", "float"]);
 
@@ -13,7 +12,7 @@ export function belongs(setting, method) {
 /** A value as it is shown: lists by commas, no number with a tail of nines. */
 export function shown(value, t) {
   if (value === null || value === undefined || value === "") return t("setting.unset");
-  if (typeof value === "boolean") return t(value ? "setting.on" : "setting.off");
+  if (typeof value === "boolean") return value ? t("setting.on") : t("setting.off");
   if (typeof value === "number") return String(Number(value.toPrecision(10)));
   if (Array.isArray(value)) return value.length ? value.join(", ") : t("setting.unset");
   if (typeof value === "object") return JSON.stringify(value);
@@ -56,14 +55,17 @@ function writeTable(table) {
 }
 
 /**
- * The control of a setting. `write(value)` sets it (null: back to the preset), `fault(text)` says what is wrong with it.
+ * The control of a setting. `write(value)` sets it (null: back to the preset), `fault(text)` says what is wrong.
  */
 function makeControl(setting, { t, sources, write, fault }) {
   const test = `setting-${setting.name}`;
-  const { kind, min, max, unit } = setting;
+  const { kind, min, max, above, suggestions } = setting;
   if (NUMBERS.has(kind)) {
     const onFault = (text) => fault(t("setting.bad_number", { found: text, expected: range(setting, t) }));
-    return numberInput({ min, max, unit, whole: kind === "int", onChange: write, onFault, test });
+    // "Steps" needs no "steps" behind its number.
+    const said = setting.unit === undefined || setting.label.toLowerCase() === setting.unit;
+    const unit = said ? undefined : t.or(`form.units.${setting.unit}`, setting.unit);
+    return numberInput({ min, max, above, unit, whole: kind === "int", onChange: write, onFault, test });
   }
   if (kind === "bool") return toggle({ onChange: write, test });
   if (kind === "choice" || kind === "dataset" || kind === "adapter") {
@@ -73,7 +75,7 @@ function makeControl(setting, { t, sources, write, fault }) {
     return listed(textArea({ rows: 2, onChange: (text) => write(text.trim() ? lines(text) : null), test }));
   }
   if (kind === "table") return tabled(test, write, () => fault(t("setting.bad_table")));
-  return textInput({ onChange: (value) => write(value || null), test, maxLength: 500 });
+  return textInput({ onChange: (value) => write(value || null), test, suggestions, maxLength: setting.longest });
 }
 
 function listed(area) {
@@ -90,8 +92,9 @@ function tabled(test, write, fault) {
   return { ...area, set: (value) => area.set(writeTable(value)) };
 }
 
-function range({ kind, min, max }, t) {
-  const what = t(kind === "int" ? "setting.whole" : "setting.number");
+function range({ kind, min, max, above }, t) {
+  const what = kind === "int" ? t("setting.whole") : t("setting.number");
+  if (above !== undefined) return t("setting.above", { what, above });
   if (min !== undefined && max !== undefined) return t("setting.between", { what, min, max });
   if (min !== undefined) return t("setting.at_least", { what, min });
   return max === undefined ? what : t("setting.at_most", { what, max });
@@ -108,11 +111,10 @@ function range({ kind, min, max }, t) {
 export function settingRow(setting, page) {
   const { t, draft, faults } = page;
   const label = t.or(`form.settings.${setting.name}.label`, setting.label);
-  const source = h("span", { class: "source end ellipsis" });
   const reset = iconButton({
     label: t("setting.reset"), icon: "reset", test: `reset-${setting.name}`, onClick: () => accept(null),
   });
-  reset.classList.add("end", "reset");
+  reset.classList.add("reset");
   const accept = (value) => {
     faults.delete(setting.name);
     row.say("");
@@ -125,26 +127,24 @@ export function settingRow(setting, page) {
   };
   const control = makeControl(setting, { t, sources: page.sources, write: accept, fault: refuse });
   const help = t.or(`form.settings.${setting.name}.help`, setting.help);
-  const beside = h("span", { class: "field-side" }, source, reset);
-  const row = field({ label, help, control, beside, inline: setting.kind === "bool" });
+  const row = field({ label, help, control, beside: reset, inline: setting.kind === "bool" });
   row.root.classList.add("setting");
   const update = (values, sources) => {
     const own = draft.setting(setting.name);
     const preset = values[setting.name] ?? setting.default;
-    show(control, setting, own, preset, t);
-    const from = sources[setting.name];
-    setText(source, own === undefined ? (from ?? "") : t("setting.instead", { value: shown(preset, t) }));
-    source.title = own === undefined && from ? t("setting.from", { source: from }) : "";
+    show(control, { own, preset, from: sources[setting.name], t });
     reset.hidden = own === undefined;
     row.root.classList.toggle("changed", own !== undefined);
   };
   return { root: row.root, setting, update, fail: row.fail, input: control.input };
 }
 
-/** Brings a control up to date: its own value, and the preset's as what stands there without one. */
-function show(control, setting, own, preset, t) {
-  const text = shown(preset, t);
-  if (setting.kind === "bool") return control.set(own ?? Boolean(preset));
+/** Brings a control up to date: its own value, and the preset's, with its source, as what stands there without one. */
+function show(control, { own, preset, from, t }) {
+  const value = shown(preset, t);
+  const text = from ? t("setting.sourced", { value, source: from }) : value;
+  control.input.title = own === undefined ? text : t("setting.instead", { text });
+  if (control.input.type === "checkbox") return control.set(own ?? Boolean(preset));
   if (control.input.tagName === "SELECT") {
     control.nameBlank(text);
     return control.set(own ?? "");

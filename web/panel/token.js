@@ -3,21 +3,13 @@
 import { button, field, textInput } from "./controls.js";
 import { h } from "./dom.js";
 
-// The server gives no strings before the token; these are the words of last resort.
-const WORDS = {
-  "token.title": "Access token",
-  "token.text": "This server asks for its token. It was printed in the terminal where the server was started.",
-  "token.label": "Token",
-  "token.enter": "Enter",
-};
-
 /**
  * @param {import("./api.js").Api} api
  * @param {() => void} enter called when the token was accepted
- * @param {Function} [t]
+ * @param {Function} t
  * @returns {HTMLElement}
  */
-export function tokenScreen(api, enter, t = (key) => WORDS[key]) {
+export function tokenScreen(api, enter, t) {
   const control = textInput({ type: "password", test: "token" });
   const entry = field({ label: t("token.label"), control });
   const submit = async (event) => {
