@@ -14,6 +14,7 @@ import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -697,7 +698,7 @@ def _toml() -> types.ModuleType:
 
 def _beside(path: Path, name: str, value: Any) -> Any:
     """A relative path in a spec file, seen from the file's folder."""
-    kinds = _kinds(get_type_hints(TrainSpec).get(name, str))
+    kinds = _kinds(_hints().get(name, str))
     if isinstance(value, list) and tuple[Path, ...] in kinds:
         return [str(path.parent / Path(item).expanduser()) for item in map(str, value)]
     if isinstance(value, str) and (Path in kinds or (name == "base" and value != "tiny")):
@@ -713,7 +714,7 @@ def _kinds(kind: Any) -> tuple[Any, ...]:
 
 def read_value(name: str, value: Any) -> Any:
     """A plain value as the type of the field of that name. Raises SettingError."""
-    kind = get_type_hints(TrainSpec)[name]
+    kind = _hints()[name]
     for option in _kinds(kind):
         try:
             return _convert(value, option)
@@ -757,9 +758,16 @@ def plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def kinds() -> dict[str, Any]:
+@cache
+def _hints() -> Mapping[str, Any]:
+    """The type of every field; working them out takes longer than all that is done with them."""
+    return get_type_hints(TrainSpec)
+
+
+@cache
+def kinds() -> Mapping[str, Any]:
     """The type of every field, without None."""
-    return {name: _kinds(kind)[0] for name, kind in get_type_hints(TrainSpec).items()}
+    return {name: _kinds(kind)[0] for name, kind in _hints().items()}
 
 
 def limits(name: str) -> tuple[float | None, float | None]:
@@ -772,10 +780,11 @@ def limits(name: str) -> tuple[float | None, float | None]:
     return (0 if name in _POSITIVE else _AT_LEAST.get(name)), None
 
 
-def choices() -> dict[str, tuple[Any, ...]]:
+@cache
+def choices() -> Mapping[str, tuple[Any, ...]]:
     """The fields that take one of a few values, with these."""
     found = {}
-    for name, kind in get_type_hints(TrainSpec).items():
+    for name, kind in _hints().items():
         if literals := [option for option in _kinds(kind) if get_origin(option) is Literal]:
             none = (None,) if type(None) in get_args(kind) else ()
             found[name] = get_args(literals[0]) + none
