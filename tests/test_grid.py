@@ -375,3 +375,15 @@ def test_many_checkpoints_are_thinned_and_the_best_stays(run):
         len(shown) == 6 and {1, 7, 20} <= {row.step for row in shown} and shown == sorted(shown, key=lambda r: r.step)
     )
     assert asdict(shown[0])["step"] == 1
+
+
+def test_in_half_precision_changes_are_made_of_the_file_s_own_numbers(run, tmp_path, cache):
+    request = asked(run, precision="bf16", strengths=[0, 1], prompts=list(PROMPTS[:1]))
+    assert make_grid({**request, "adapters": request["adapters"][-1:]}, tmp_path, cache=cache).reason == "finished"
+    plain = load_base("tiny")
+    seen, look = samples.shots(PROMPTS[:1], run.sample_seed), Look((64, 64), 2, 3.0)
+    merged = load_base("tiny")
+    sa.merge(sa.load(run.out), merged.unet, prefix="lora_unet_")
+    for name, base in (("base-p0.png", plain), ("c0-s1-p0.png", merged)):
+        expected = samples.sample(base.cast(torch.bfloat16), seen, look)[0]
+        assert pixels(tmp_path / "grid" / name) == expected.tobytes()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ..spectral.adapter import Adapter
 from ..spectral.container import refuse_existing
 from ..spectral.convert import to_diff, to_lora
 from ..spectral.errors import SettingError
@@ -62,9 +63,8 @@ def convert(request: ExportRequest, listen: Listener = silent) -> tuple[Path, st
     listen(Phase("loading"))
     adapter = load(request.adapter)
     needed = request.to == "diff" or any(layer.frames is None for layer in adapter.layers.values())
-    if request.to == "diff" and request.base is None:
-        raise SettingError("a difference file is made from the base model's weights; give the base with --base")
-    weights = _weights(request.base) if needed and request.base is not None else None
+    _check(request, adapter, needed)  # before the base is loaded, which may take minutes
+    weights = _weights(request.base) if needed else None
     listen(Phase("exporting"))
     if request.to == "lora":
         made = to_lora(adapter, weights, rank=request.rank)
@@ -92,6 +92,21 @@ def export(
         size = path.stat().st_size
         task.tell(Saved(path, size))
         return task.end(Done("finished", f"Wrote {path} ({size:,} bytes). What the export lost: {lost}.", path))
+
+
+def _check(request: ExportRequest, adapter: Adapter, needed: bool) -> None:
+    if request.to == "diff" and request.base is None:
+        raise SettingError("a difference file is made from the base model's weights; give the base with --base")
+    if request.to == "lora" and request.rank is None and not adapter.method.portable:
+        raise SettingError(
+            f"{request.adapter.name}: {adapter.method.name} changes every direction of a weight, so no LoRA holds it "
+            "exactly; give a rank for the best approximation, or export a difference file (convert --to diff)"
+        )
+    if needed and request.base is None:
+        raise SettingError(
+            f"{request.adapter.name}: found a compact file, which holds no directions of its own; its LoRA is made "
+            "with the base model it was trained on; give the base with --base"
+        )
 
 
 def _weights(base: str) -> Mapping[str, Any]:
