@@ -7,11 +7,12 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from ..spectral.errors import SpectralError
 
@@ -54,6 +55,17 @@ def picture_format(blob: bytes, most: int = MOST_PIXELS) -> str:
     """Pillow's name of the format of a picture that `decode` may take, from its header. Raises PictureFault."""
     with _opened(blob, most) as image:
         return image.format
+
+
+def header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) of a picture as a viewer shows it, from its header; None where that says none."""
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except _DECODE_FAULTS:
+        return None
+    return (height, width) if turned else (width, height)
 
 
 @contextmanager

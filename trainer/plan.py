@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import psutil
@@ -59,7 +60,7 @@ def make_plan(run: Run) -> Plan:
 def expected_memory(run: Run) -> Estimate:
     """What the run will hold at its peak, from its largest pictures."""
     spec, setup = run.spec, run.setup
-    (width, height), count = heaviest(run)
+    (width, height), count = heaviest(setup.data.sizes, spec.batch_size)
     return estimate(
         setup.base,
         setup.adapters,
@@ -102,9 +103,12 @@ def _rehearse_step(run: Run) -> float:
         raise SpectralError(out_of_memory_text(run)) from error
 
 
-def heaviest(run: Run) -> tuple[Size, int]:
-    """Size and number of the pictures in the micro-batch with most pixels; a batch has no more than there are."""
-    batches = {size: min(run.spec.batch_size, count) for size, count in run.setup.data.sizes.items()}
+def heaviest(sizes: Mapping[Size, int], batch_size: int) -> tuple[Size, int]:
+    """Size and number of the pictures in the micro-batch with most pixels; a batch has no more than there are.
+
+    sizes: how many pictures there are of each.
+    """
+    batches = {size: min(batch_size, count) for size, count in sizes.items()}
     return max(batches.items(), key=lambda batch: (batch[0][0] * batch[0][1] * batch[1], batch))
 
 
@@ -112,7 +116,7 @@ def heaviest(run: Run) -> tuple[Size, int]:
 def largest_batch(run: Run) -> Batch:
     """A micro-batch of grey pictures that needs as much as any of the run."""
     base, data = run.setup.base, run.setup.data
-    (width, height), count = heaviest(run)
+    (width, height), count = heaviest(data.sizes, run.spec.batch_size)
     channels = base.unet.config.in_channels
     device = base.unet.device
     latents = torch.zeros(count, channels, height // base.scale, width // base.scale, device=device)

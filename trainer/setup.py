@@ -13,7 +13,8 @@ from ..spectral.cache import BasisCache
 from ..spectral.errors import SettingError, SpectralError
 from ..spectral.file import load
 from ..spectral.layer import InjectedAdapter, Originals, inject
-from ..spectral.occupied import occupied
+from ..spectral.methods import Method
+from ..spectral.occupied import Occupied, occupied
 from . import dataset, files
 from .base import Base, Part
 from .dataset import Dataset, sizes_for
@@ -159,26 +160,41 @@ def _class_pictures(
     return dataset.prior(found.pictures, spec, base)
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What the adapters of a run are made of: the method, the parts with their layers, and other adapters."""
+
+    method: Method
+    parts: list[tuple[Part, str]]
+    start: Adapter | None
+    avoid: Occupied | None
+
+
+def begin(spec: TrainSpec, base: Base) -> Beginning:
+    """Raises SpectralError for parts, layers or adapter files that do not fit."""
+    method, parts = spec.build_method(), chosen_parts(spec, base)
+    start = None if spec.start_from is None else load(spec.start_from)
+    avoid = occupied({path.name: load(path) for path in spec.avoid}) if spec.avoid else None
+    if start is not None:
+        _check_covered(start, parts)
+    return Beginning(method, parts, start, avoid)
+
+
 def _attach(
     spec: TrainSpec, base: Base, tell: Listener, stop: Callable[[], bool], cache: BasisCache | None
 ) -> list[tuple[Part, InjectedAdapter]]:
     """An adapter on every part that is trained; on failure none is left on."""
-    method = spec.build_method()
-    start = None if spec.start_from is None else load(spec.start_from)
-    avoid = occupied({path.name: load(path) for path in spec.avoid}) if spec.avoid else None
-    originals, parts = _originals(spec), chosen_parts(spec, base)
-    if start is not None:
-        _check_covered(start, parts)
+    beginning, originals = begin(spec, base), _originals(spec)
     done: list[tuple[Part, InjectedAdapter]] = []
     try:
-        for part, targets in parts:
+        for part, targets in beginning.parts:
             _, adapter = inject(
                 part.module,
-                method,
+                beginning.method,
                 targets,
                 prefix=part.prefix,
-                start=start,
-                avoid=avoid,
+                start=beginning.start,
+                avoid=beginning.avoid,
                 originals=originals,
                 cache=cache,
                 progress=lambda *at: tell(Progress(*at)),
