@@ -98,7 +98,7 @@ def _result(run: Run, reason: Reason, saved: Path | None) -> Path | None:
     """The adapter file of the run: written to its place if the run came to its end, else the checkpoint's."""
     if reason not in ("finished", "converged"):
         return None if saved is None else saved / ADAPTER
-    out = free_name(run.spec.out)
+    out = files.free_name(run.spec.out)
     if out != run.spec.out:
         run.journal.tell(Notice(f"{run.spec.out} has appeared meanwhile; the adapter is written to {out.name}."))
     best = run.journal.checkpoints.best() if run.spec.patience else None
@@ -111,15 +111,6 @@ def _result(run: Run, reason: Reason, saved: Path | None) -> Path | None:
         raise files.refusal("writing the adapter", out, error, advice) from error
     run.journal.tell(Notice(f"the adapter of step {run.counts.best_step} is kept: its validation loss is the lowest."))
     return out
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or `name-2`, `name-3` … where a file has appeared while training ran: the work must not be lost."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
 
 
 def sentence(run: Run, reason: Reason, path: Path | None, seconds: float, resumable: bool) -> str:

@@ -123,6 +123,15 @@ def discard_folder(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def free_name(path: Path) -> Path:
+    """`path`, or `name-2`, `name-3` … where a file has appeared while training ran: the work must not be lost."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
 def clean(folder: Path) -> None:
     """Remove what killed processes left under temporary names. Only for the process that owns the folder."""
     for path in folder.glob(".*.tmp"):

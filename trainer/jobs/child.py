@@ -88,6 +88,7 @@ def _train(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, A
         return _result("finished", f"The adapter had been written already: {done}.", entry.state.step, adapter=done)
     spec = replace(spec, device="cpu" if entry.state.device == "cpu" else spec.device)
     spec = _with_free_name(spec)
+    spec.check()  # before the libraries are loaded, so that a missing folder is said at once
     quiet_libraries()
     from ...spectral.cache import BasisCache
     from ..loop import train
@@ -107,13 +108,11 @@ def _written(entry: Entry) -> str | None:
 
 def _with_free_name(spec: Any) -> Any:
     """The settings with a place for the adapter where there is no file yet: one may have appeared in the meantime."""
-    from ..ending import free_name
-
     try:
         files.make_folder(spec.out.parent)
     except OSError as error:
         raise files.refusal("making the folder of adapters", spec.out.parent, error, "Choose another") from error
-    return replace(spec, out=free_name(spec.out))
+    return replace(spec, out=files.free_name(spec.out))
 
 
 def _grid(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -122,7 +121,8 @@ def _grid(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, An
     quiet_libraries()
     from ..grid import make_grid
 
-    done = make_grid(entry.job.spec, entry.run, listen, stop)
+    request = {**entry.job.spec, "device": "cpu"} if entry.state.device == "cpu" else entry.job.spec
+    done = make_grid(request, entry.run, listen, stop)
     return _result(done.reason, done.text, resumable=done.resumable)
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
+from .. import files
 from ..running_mean import RunningMean
 
 EVENTS = "events.jsonl"
+_KEPT = "summary.json"
 _NOTICES = 200  # of which the newest are kept
 _CHUNK = 4 << 20  # bytes read at once
 _ANEW = 1000  # resumes that one log is taken to have at most; see Course.generation
@@ -131,8 +133,10 @@ class Course:
 
     def summary(self) -> dict[str, Any]:
         """Where the run stands, as plain values. loss: smoothed. eta: seconds. rate: steps per second."""
-        self.refresh()
         with self._lock:
+            if self._file is None and (kept := self._kept()) is not None:
+                return kept
+            self.refresh()
             now, last = self._now, self._points[-1] if self._points else None
             steps_left = max(0, (now.steps or 0) - now.step)
             rate = last[4] if last else None
@@ -153,6 +157,15 @@ class Course:
                 "saved": now.saved,
                 "generation": self.generation,
             }
+
+    def keep(self) -> None:
+        """Write the summary of a run that has ended beside its events, so that lists need not read these again."""
+        summary = self.summary()
+        try:
+            kept = {"of": self._events_signature(), "summary": summary}
+            files.write_bytes(self.run / _KEPT, json.dumps(kept, allow_nan=False).encode())
+        except OSError:  # it is only quicker with it
+            return
 
     def curve(self, after: int = 0, generation: int | None = None) -> dict[str, Any]:
         """The curves beyond the `after` points that the caller has already, of the generation that they are of.
@@ -182,6 +195,18 @@ class Course:
                     for step, (paths, prompts) in sorted(history.samples.items())
                 ],
             }
+
+    def _kept(self) -> dict[str, Any] | None:
+        """The summary that was written when the run ended, where nothing was added since."""
+        try:
+            kept = json.loads((self.run / _KEPT).read_bytes())
+            return kept["summary"] if kept["of"] == self._events_signature() else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def _events_signature(self) -> list[int]:
+        found = (self.run / EVENTS).stat()
+        return [found.st_size, found.st_mtime_ns]
 
     def _begin(self) -> None:
         """Nothing has been read yet."""

@@ -37,6 +37,10 @@ class UnknownJob(SettingError):
     """There is no job with the given id."""
 
 
+class JobConflict(SettingError):
+    """What is asked of a job does not go with how it stands now."""
+
+
 class BrokenJob(SettingError):
     """A job's folder cannot be read."""
 

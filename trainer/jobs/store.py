@@ -30,6 +30,7 @@ from .. import files
 from ..processes import Process
 from ..run_folder import Request, ask, running
 from . import settle
+from .course import Course
 from .job import (
     DEVICE,
     HEARTBEAT,
@@ -44,6 +45,7 @@ from .job import (
     BrokenJob,
     Entry,
     Job,
+    JobConflict,
     Kind,
     Options,
     State,
@@ -175,7 +177,7 @@ class JobStore:
     def stop(self, id: str, now: bool = False) -> Entry:
         """Take a waiting job out of the queue; ask a running one to save and end, or with `now` end it at once.
 
-        Raises UnknownJob, and SettingError for a job that neither waits nor runs.
+        Raises UnknownJob, and JobConflict for a job that neither waits nor runs.
         """
         with self._locked():
             entry = self.entry(id)
@@ -185,7 +187,7 @@ class JobStore:
                 self._write_order([other for other in self._order() if other != id])
                 return self.entry(id)
             if not entry.state.active:
-                raise SettingError(f"{entry.job.name} ({id}) is {entry.state.status}; only what runs can be stopped.")
+                raise JobConflict(f"{entry.job.name} ({id}) is {entry.state.status}; only what runs can be stopped.")
             text = "Is being ended at once." if now else "Stops after this step and saves."
             (entry.folder / STOP).write_text("now" if now else "", encoding="utf-8")
             self._write(entry, entry.state.becomes("stopping", text=text))
@@ -198,13 +200,13 @@ class JobStore:
     def resume(self, id: str, allow: Collection[str] = ()) -> Entry:
         """Queue a job again that was stopped, interrupted or failed: it goes on from its newest complete checkpoint.
 
-        allow: settings that may be taken with other content than the checkpoint has. Raises UnknownJob, SettingError.
+        allow: settings that may be taken with other content than the checkpoint has. Raises UnknownJob, JobConflict.
         """
         step, found = settle.checkpoint(self.entry(id))  # before the lock: it reads whole checkpoints
         with self._locked():
             entry = self._readable(id)
             if entry.state.status not in RESUMABLE:
-                raise SettingError(
+                raise JobConflict(
                     f"{entry.job.name} ({id}) is {entry.state.status}; only a job that was stopped, interrupted or "
                     "failed can be resumed."
                 )
@@ -217,33 +219,29 @@ class JobStore:
         return self.entry(id)
 
     def sample(self, id: str) -> None:
-        """Ask a running training for sample pictures now. Raises UnknownJob, SettingError."""
+        """Ask a running training for sample pictures now. Raises UnknownJob, JobConflict."""
         self._ask(id, "sample")
 
     def save(self, id: str) -> None:
-        """Ask a running training for a checkpoint now. Raises UnknownJob, SettingError."""
+        """Ask a running training for a checkpoint now. Raises UnknownJob, JobConflict."""
         self._ask(id, "save")
 
     def delete(self, id: str) -> Path:
-        """Move a job that does not run to the trash; where it lies now. Its adapter file stays where it is.
+        """Move a job, and the grids and exports made of it, to the trash; where it lies now. Adapter files stay.
 
-        Raises UnknownJob, and SettingError for a job that runs, or on whose files another job works.
+        Raises UnknownJob, and JobConflict where one of them runs.
         """
         with self._locked():
-            entry = self.entry(id)
-            if entry.state.active or running(entry.run) is not None:
-                raise SettingError(f"{entry.job.name} ({id}) is running; stop it before deleting it.")
-            if user := next((e for e in self.active() if e.job.parent == id), None):
-                raise SettingError(f"{user.job.name} ({user.id}) works on the files of {id}; stop that one first.")
-            place = self.trash / id
-            while place.exists():
-                place = self.trash / f"{id}-{secrets.token_hex(2)}"
+            doomed = [self.entry(id), *(entry for entry in self.entries() if entry.job.parent == id)]
+            if busy := next((e for e in doomed if e.state.active or running(e.run) is not None), None):
+                raise JobConflict(f"{busy.job.name} ({busy.id}) is running; stop it before deleting {id}.")
             try:
-                files.replace(entry.folder, place)
-                self._write_order([other for other in self._order() if other != id])
+                places = [self._discard(entry) for entry in doomed]
+                gone = {entry.id for entry in doomed}
+                self._write_order([other for other in self._order() if other not in gone])
             except OSError as error:
-                raise files.refusal("moving a job to the trash", entry.folder, error, "Try again later") from error
-        return place
+                raise files.refusal("moving a job to the trash", self.trash, error, "Try again later") from error
+        return places[0]
 
     # --- what the supervisor does
 
@@ -289,6 +287,7 @@ class JobStore:
             entry = self.entry(id)
             if entry.state.active and entry.state.attempts == before.state.attempts:
                 self._write(entry, state)
+        Course(before.run).keep()
         return self.entry(id)
 
     # --- small things
@@ -326,11 +325,18 @@ class JobStore:
     def _ask(self, id: str, request: Request) -> None:
         entry = self.entry(id)
         if entry.job.kind != "train" or entry.state.status != "running":
-            raise SettingError(f"{entry.job.name} ({id}) is {entry.state.status}; expected a training that runs.")
+            raise JobConflict(f"{entry.job.name} ({id}) is {entry.state.status}; expected a training that runs.")
         try:
             ask(entry.run, request)
         except SettingError as error:
-            raise SettingError(f"{entry.job.name} ({id}) is still being prepared; ask again when it trains.") from error
+            raise JobConflict(f"{entry.job.name} ({id}) is still being prepared; ask again when it trains.") from error
+
+    def _discard(self, entry: Entry) -> Path:
+        place = self.trash / entry.id
+        while place.exists():
+            place = self.trash / f"{entry.id}-{secrets.token_hex(2)}"
+        files.replace(entry.folder, place)
+        return place
 
     def _write(self, entry: Entry, state: State) -> None:
         try:

@@ -53,7 +53,10 @@ class _Child:
 
 
 class Supervisor:
-    """See the module. devices: what may train at the same time; None finds out, in its own thread."""
+    """See the module. devices: what may train at the same time; None finds out, in its own thread.
+
+    leads: whether this is the one that works, and not one that waits to take over.
+    """
 
     def __init__(self, store: JobStore, host: Host, devices: Sequence[Device] | None = None):
         self.store, self.host = store, host
@@ -61,7 +64,7 @@ class Supervisor:
         self._children: dict[str, _Child] = {}
         self._waiting: list[str] = []
         self._queue: object = None
-        self._leads, self._text = False, "Nothing runs the queue."
+        self.leads, self._text = False, "Nothing runs the queue."
         self._over, self._awake = Event(), Event()
         self._thread: Thread | None = None
 
@@ -69,6 +72,7 @@ class Supervisor:
         """Begin to work, in a thread; again after `close` too."""
         if self._thread is None or not self._thread.is_alive():
             self._over.clear()
+            self._text = ""
             self._thread = Thread(target=self._run, name="spectral-adapters-jobs", daemon=True)
             self._thread.start()
 
@@ -104,7 +108,7 @@ class Supervisor:
                     self._pause(_IDLE)
         finally:
             error = sys.exc_info()[1]
-            self._leads = False
+            self.leads = False
             self._text = "Nothing runs the queue." + (
                 "" if error is None else f" An error ended it: {type(error).__name__}: {error}. Restart the host."
             )
@@ -126,7 +130,7 @@ class Supervisor:
         try:
             yield True
         finally:
-            self._leads = False
+            self.leads = False
             lock.release()
 
     def _lead(self) -> None:
@@ -146,7 +150,7 @@ class Supervisor:
             self._pause(_WATCH if self._children or self._waiting else _IDLE)
 
     def _announce(self) -> None:
-        self._leads, self._queue, self._children = True, None, {}
+        self.leads, self._queue, self._children = True, None, {}
         about = {"name": self.host.name, "process": vars(processes.this())}
         files.write_bytes(self.store.home / _LEADER, json.dumps(about).encode())
         self.devices = self.devices or find_devices()
