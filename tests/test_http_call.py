@@ -13,6 +13,10 @@ def call(**values):
     return Call({}, values, Access(loopback=True))
 
 
+def query(**values):
+    return Call({}, values, Access(loopback=True), from_query=True)
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"[]", b"null", b'"text"', b"{", b'{"a": NaN}', b'{"a": Infinity}', b"\xff\xfe", b"[" * 100_000,
@@ -42,8 +46,9 @@ def test_values_of_the_wrong_type_or_size_are_refused():
         with pytest.raises(SettingError, match="name"):
             call(name=wrong).text("name")
     for wrong in (None, -1, 1.5, True, "1.5", "-1", "٣", "9" * 30, "", [1], 1 << 60):
-        with pytest.raises(SettingError, match="offset"):
-            call(offset=wrong).whole("offset")
+        for asked in (call(offset=wrong), query(offset=wrong), call(offset="1")):
+            with pytest.raises(SettingError, match="offset"):
+                asked.whole("offset")
     for wrong in ("a", [1], ["a"] * 1001, {"a": 1}):
         with pytest.raises(SettingError, match="order"):
             call(order=wrong).texts("order")
@@ -54,9 +59,12 @@ def test_values_of_the_wrong_type_or_size_are_refused():
 
 
 def test_values_as_queries_and_bodies_bring_them():
-    assert call(offset="200").whole("offset") == call(offset=200).whole("offset") == 200
+    assert query(offset="200").whole("offset") == call(offset=200).whole("offset") == 200
     assert call().whole("offset", 7) == 7 and call().maybe_whole("generation") is None
-    assert call(generation="").maybe_whole("generation") is None and call(generation="3").maybe_whole("generation") == 3
+    assert (
+        query(generation="").maybe_whole("generation") is None
+    assert query(generation="3").maybe_whole("generation") == 3
+    )
     assert call(name="ä").text("name") == "ä" and call().text("name", "") == ""
     assert call().texts("order") == [] and call(order=["a"]).texts("order") == ["a"]
     assert call(now=True).yes("now") and not call().yes("now") and call().table("settings") == {}

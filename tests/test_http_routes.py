@@ -37,7 +37,9 @@ def send(client, route, headers, body=b"{}"):
     path = PREFIX + re.sub(r"\{\w+\}", "20260101-000000-abcd", route.path)
     own = f"127.0.0.1:{client.port}"
     answer = client.call(route.method, path, None if route.method == "GET" else body, {"Host": own, **headers})
-    assert answer.headers["Content-Type"] == "application/json" and answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert (
+        answer.headers["Content-Type"] == "application/json" and answer.headers["X-Content-Type-Options"] == "nosniff"
+    )
     return answer
 
 

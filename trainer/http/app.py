@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..studio import Studio
 
 HOST = "127.0.0.1"
+_GRACE = 2.0  # seconds that calls under way get at the end
 
 
 def application(studio: Studio, token: str) -> web.Application:
@@ -38,7 +39,7 @@ def serve(studio: Studio, port: int, token: str, ready: Callable[[str], None]) -
 
 async def _serve(app: web.Application, port: int, ready: Callable[[str], None]) -> None:
     # The log of calls would hold the token.
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_GRACE)
     await runner.setup()
     try:
         try:

@@ -17,11 +17,15 @@ SHORT = 4096  # characters of a text
 
 @dataclass(frozen=True)
 class Call:
-    """One call: `path` holds the names in its path, `values` the query of a GET or the JSON object of a POST."""
+    """One call: `path` holds the names in its path, `values` the query of a GET or the JSON object of a POST.
+
+    from_query: numbers come as texts.
+    """
 
     path: Mapping[str, str]
     values: Mapping[str, Any]
     access: Access
+    from_query: bool = False
 
     def text(self, name: str, default: str | None = None, most: int = SHORT) -> str:
         """A text of at most `most` characters. Raises SettingError."""
@@ -31,9 +35,9 @@ class Call:
         return value
 
     def whole(self, name: str, default: int | None = None, least: int = 0, most: int = 1 << 53) -> int:
-        """A whole number between bounds; in a query, its digits. Raises SettingError."""
+        """A whole number between bounds. Raises SettingError."""
         value = self._value(name, default)
-        if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        if self.from_query and isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
             value = int(value)
         if type(value) is not int or not least <= value <= most:
             raise SettingError(f"{name}: found {str(value)[:50]!r}; expected a whole number from {least} to {most}")

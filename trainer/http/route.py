@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ..studio import Studio
 
 BODY = 256 << 10  # bytes of a call's body, where the route says nothing else
+# Threads of our own: an estimate keeps one for seconds, and the host needs its few for itself.
+_THREADS = ThreadPoolExecutor(16, thread_name_prefix="spectral-http")
 _LOG = logging.getLogger(__name__)
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
@@ -57,6 +60,7 @@ _STATUS: dict[type[BaseException], int] = {
     UnknownJob: 404,
     Missing: 404,
     Refused: 403,
+    JobConflict: 409,
     SpectralError: 400,
     UnicodeError: 400,  # half a surrogate pair, which no file name and no text on disk can hold
 }
@@ -90,7 +94,7 @@ def definition(route: Route, studio: Studio, access: guard.Access) -> web.RouteD
             return _error(413, str(error))
         except SettingError as error:
             return _error(400, str(error))
-        call = Call(dict(request.match_info), values, access)
+        call = Call(dict(request.match_info), values, access, from_query=route.method == "GET")
         return await _answer(route, studio, call, request.headers["Host"])
 
     kwargs = {"allow_head": False} if route.method == "GET" else {}
@@ -106,7 +110,7 @@ async def _values(request: web.Request, route: Route) -> dict[str, Any]:
         values: dict[str, Any] = dict(request.query)
     else:
         blob = await _body(request, route.most)
-        values = await asyncio.to_thread(read_body, blob)
+        values = await _in_thread(read_body, blob)
     check_names(values, route.takes)
     return values
 
@@ -127,7 +131,7 @@ async def _body(request: web.Request, most: int) -> bytes:
 
 async def _answer(route: Route, studio: Studio, call: Call, host: str) -> web.Response:
     """The work's answer; whatever goes wrong in it becomes a sentence, and the unexpected a line in the log too."""
-    work = asyncio.ensure_future(asyncio.to_thread(_work, route, studio, call))
+    work = _in_thread(_work, route, studio, call)
     await asyncio.wait([work])
     error = work.exception()
     if error is None:
@@ -137,6 +141,10 @@ async def _answer(route: Route, studio: Studio, call: Call, host: str) -> web.Re
         return _error(status, str(error))
     _LOG.error("%s %s failed", route.method, route.path, exc_info=error)
     return _error(status, f"this went wrong on the server ({type(error).__name__}); its log says more")
+
+
+def _in_thread(work: Callable[..., Any], *given: Any) -> asyncio.Future[Any]:
+    return asyncio.get_running_loop().run_in_executor(_THREADS, work, *given)
 
 
 def _work(route: Route, studio: Studio, call: Call) -> Picture | Welcome | bytes:
