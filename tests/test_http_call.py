@@ -61,10 +61,8 @@ def test_values_of_the_wrong_type_or_size_are_refused():
 def test_values_as_queries_and_bodies_bring_them():
     assert query(offset="200").whole("offset") == call(offset=200).whole("offset") == 200
     assert call().whole("offset", 7) == 7 and call().maybe_whole("generation") is None
-    assert (
-        query(generation="").maybe_whole("generation") is None
+    assert query(generation="").maybe_whole("generation") is None
     assert query(generation="3").maybe_whole("generation") == 3
-    )
     assert call(name="ä").text("name") == "ä" and call().text("name", "") == ""
     assert call().texts("order") == [] and call(order=["a"]).texts("order") == ["a"]
     assert call(now=True).yes("now") and not call().yes("now") and call().table("settings") == {}
