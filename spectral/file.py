@@ -115,8 +115,8 @@ def save(
 
     with single_threaded():
         tensors, facts = _pack_all(path, adapter, profile, DTYPES[code])
-        table = _own_metadata(adapter.method, profile, code, facts, base_name, base_hash, words)
-        table |= host_metadata(_facts(path, adapter, base_name, base_hash, words), given)
+        table = own_metadata(adapter.method, profile, code, facts, base_name, base_hash, words)
+        table |= host_metadata(facts_of(path, adapter, base_name, base_hash, words), given)
         table |= kohya_hashes(tensors, table)
         check_metadata(table, path)
         check_values(path, validate(path, table, {key: tuple(t.shape) for key, t in tensors.items()}), tensors)
@@ -225,7 +225,7 @@ def _pack(
         parts |= {"sigma": evidence.sigma, "frame_u": u, "frame_v": v}
     else:
         parts |= _compact_parts(method, evidence)
-    facts = _layer_facts(method, layer, evidence)
+    facts = layer_facts(method, layer, evidence.fingerprint)
     if profile == "portable" and layer.frames is not None and layer.indices[0] != 0:
         # Which directions carry no signal is judged against the largest sigma, which these columns do not hold.
         facts["sigma_max"] = layer.frames.sigma_max
@@ -275,14 +275,15 @@ def _short(sigma: Tensor) -> Tensor:
     return half if bool(torch.isfinite(half).all()) else sigma
 
 
-def _layer_facts(method: Method, layer: AdapterLayer, evidence: Evidence) -> dict[str, object]:
-    facts: dict[str, object] = {"shape": list(layer.shape), "base": evidence.fingerprint}
+def layer_facts(method: Method, layer: AdapterLayer, fingerprint: str) -> dict[str, object]:
+    """The layer's line in `spectral.layers`, but for sigma_max."""
+    facts: dict[str, object] = {"shape": list(layer.shape), "base": fingerprint}
     if layer.indices != resolve_columns(method.columns, min(layer.matrix)):
         facts["columns"] = list(layer.indices)
     return facts
 
 
-def _own_metadata(
+def own_metadata(
     method: Method,
     profile: Profile,
     code: str,
@@ -291,6 +292,7 @@ def _own_metadata(
     base_hash: str,
     words: Sequence[str],
 ) -> dict[str, str]:
+    """The `spectral.*` metadata; `facts` are the lines of all layers and norms."""
     table = {
         "format_version": FORMAT_VERSION,
         "method": method.name,
@@ -307,7 +309,8 @@ def _own_metadata(
     return {f"spectral.{key}": value for key, value in table.items() if value}
 
 
-def _facts(path: Path, adapter: Adapter, base_name: str, base_hash: str, words: tuple[str, ...]) -> Facts:
+def facts_of(path: Path, adapter: Adapter, base_name: str, base_hash: str, words: tuple[str, ...]) -> Facts:
+    """What an adapter's file tells other programs of it."""
     counts = {len(layer.indices) for layer in adapter.layers.values()}
     family = guess_family({name: layer.shape for name, layer in adapter.layers.items()})
     rank = counts.pop() if len(counts) == 1 and adapter.method.columns.kind != "all" else None

@@ -199,7 +199,7 @@ def _whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, list) and all(type(i) is int and low <= i <= high for i in value)
 
 
-def _parts(method: Method, profile: Profile, layer: LayerPlan) -> dict[str, tuple[int, ...]]:
+def layer_parts(method: Method, profile: Profile, layer: LayerPlan) -> dict[str, tuple[int, ...]]:
     """Every tensor of a layer and its shape."""
     (m, n), r = layer.matrix, len(layer.columns)
     parts = {**method.param_shapes(layer.shape, r), "sigma": (r,)}
@@ -213,7 +213,7 @@ def _parts(method: Method, profile: Profile, layer: LayerPlan) -> dict[str, tupl
 def _check_parts(path: Path, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> None:
     expected = {f"{name}.{GAIN}": (gain.channels,) for name, gain in plan.gains.items()}
     for name, layer in plan.layers.items():
-        expected |= {f"{name}.{part}": shape for part, shape in _parts(plan.method, plan.profile, layer).items()}
+        expected |= {f"{name}.{part}": shape for part, shape in layer_parts(plan.method, plan.profile, layer).items()}
     for key in shapes:
         if key not in expected:
             what = f"one of the tensors of a {plan.profile} {plan.method.name} file"
@@ -248,5 +248,3 @@ def check_values(path: Path, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
 
 def _defect(frame: Tensor) -> float:
     return float((frame.T @ frame - torch.eye(frame.shape[1])).abs().max())
-
-

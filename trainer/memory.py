@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,16 @@ from torch.utils._pytree import tree_leaves
 from ..spectral.basis import Basis
 from ..spectral.layer import InjectedAdapter
 from .base import Base, Text
+from .flops import flops
 
 ADAMW_BYTES = 8  # two moments in float32 for every parameter
+
+
+class Work(NamedTuple):
+    """flops: multiplications and additions, each as one. calls: operations, each of which costs its start."""
+
+    flops: int
+    calls: int
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,13 @@ class Estimate:
     """Bytes that a run will hold at its peak.
 
     parts: what is in memory during a training step. phases: {"training" | "latents" | "samples": bytes}, which follow
-    each other. total: the largest phase.
+    each other. total: the largest phase. work: the arithmetic of one batch, forward and backward.
     """
 
     total: int
     parts: dict[str, int]
     phases: dict[str, int]
+    work: Work
 
     def scaled(self, pixels: float) -> Estimate:
         """The estimate for `pixels` times as many pixels in a batch (larger pictures or more of them), at once.
@@ -103,16 +112,19 @@ def estimate(
         phases["latents"] = held + encoding.peak
     if sampling is not None:
         phases["samples"] = held + sampling.peak
-    return Estimate(max(phases.values()), parts, phases)
+    return Estimate(max(phases.values()), parts, phases, Work(step.flops, step.calls))
 
 
 class LiveStorage(TorchDispatchMode):
-    """Follows the tensors made inside: bytes that live now (`now`) and lived at most (`peak`). Views count once."""
+    """Follows the tensors made inside: bytes that live now (`now`) and lived at most (`peak`). Views count once.
+
+    Counts their arithmetic (`flops`) and the operations (`calls`), too.
+    """
 
     def __init__(self, fake: FakeTensorMode | None = None):
         super().__init__()
         self.now = self.peak = 0
-        self.kept = 0
+        self.kept = self.flops = self.calls = 0
         self.touched: set[int] = set()
         self._known: dict[int, weakref.ref] = {}
         self._fake, self._held = fake, []
@@ -123,7 +135,10 @@ class LiveStorage(TorchDispatchMode):
         if func.namespace == "prim":  # asks for a device or a layout: half of all calls
             return func(*args, **(kwargs or {}))
         args = tuple(self._argument(a) for a in args)
-        out = func(*args, **{name: self._argument(a) for name, a in (kwargs or {}).items()})
+        kwargs = {name: self._argument(a) for name, a in (kwargs or {}).items()}
+        out = func(*args, **kwargs)
+        self.flops += flops(func, args, kwargs, out)
+        self.calls += 1
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(tensor, Tensor):
                 self._add(tensor)
