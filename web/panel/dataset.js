@@ -11,7 +11,7 @@ const NEW = " new";
 const CHECK_WAIT = 500;
 // What the check looks at besides the pictures.
 const CHECKED = new Set([
-  "base", "dataset", "everything", "resolution", "buckets", "crop", "masks", "alpha_masks", "trigger", "method",
+  "base", "dataset", "everything", "resolution", "buckets", "crop", "masks", "alpha_masks", "trigger",
   "batch_size", "validation", "class_images", "validation_images",
 ]);
 

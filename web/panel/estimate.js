@@ -65,7 +65,7 @@ export function estimateBar({ t, api }, request) {
     const wanted = request();
     if (!wanted) {
       blank();
-      return say(t("estimate.waiting"));
+      return say("");
     }
     root.setAttribute("aria-busy", "true");
     if (!seen) say(t("estimate.working"));

@@ -33,6 +33,7 @@ class NewTraining {
     this.values = { method: "", values: {}, sources: {} };
     this.before = params.request ? this.draft.replace(Draft.ofRequest(params.request)) : null;
     this.parts = [];
+    this.refusal = "";
   }
 
   update(state) {
@@ -84,9 +85,10 @@ class NewTraining {
     const seen = ({ setting }) => common.has(setting.name) || setting.methods?.length > 0;
     const pick = (test) => new Map([...this.rows].filter(([, row]) => test(row)));
     this.visible = visibleSettings(pick(seen));
+    this.folded = pick((row) => !seen(row));
     this.advanced = advancedSettings(t, {
       groups: this.form.groups,
-      rows: pick((row) => !seen(row)),
+      rows: this.folded,
       reset: () => this.#resetAll(),
     });
     this.estimate = estimateBar(this.ctx, () => this.#estimable());
@@ -195,9 +197,10 @@ class NewTraining {
 
   /** The draft has changed: names of fields or settings. */
   #changed(names) {
+    this.refusal = "";
     if (names.some((name) => ["base", "preset", "method", "everything"].includes(name))) this.#askValues();
     this.#show();
-    this.estimate.changed();
+    if (!names.every((name) => name === "name" || name === "ownName")) this.estimate.changed();
   }
 
   async #askValues() {
@@ -242,7 +245,7 @@ class NewTraining {
 
   /** The settings in the folded part that were set by hand and count with this method. */
   #changedSettings(method) {
-    const own = Object.keys(this.draft.values.settings).filter((name) => this.rows.has(name));
+    const own = Object.keys(this.draft.values.settings).filter((name) => this.folded.has(name));
     return new Set(own.filter((name) => belongs(this.rows.get(name).setting, method)));
   }
 
@@ -329,8 +332,8 @@ class NewTraining {
     if (!this.train) return;
     const missing = this.#missing();
     this.train.setAttribute("aria-disabled", String(Boolean(missing)));
-    this.reason.classList.remove("danger-text");
-    setText(this.reason, missing ? missing[0] : "");
+    this.reason.classList.toggle("danger-text", Boolean(this.refusal));
+    setText(this.reason, this.refusal || (missing ? missing[0] : ""));
   }
 
   async #submit() {
@@ -344,9 +347,8 @@ class NewTraining {
       return await go("job", { id: made.id });
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      setText(this.reason, error.message);
-      this.reason.classList.add("danger-text");
-      return undefined;
+      this.refusal = error.message;
+      return this.#ready();
     }
   }
 
@@ -356,10 +358,13 @@ class NewTraining {
     target?.focus();
   }
 
+  /** Gives the folded settings back to the preset. */
   #resetAll() {
-    const kept = Object.entries(this.draft.values.settings).filter(([name]) => !this.rows.has(name));
-    this.faults.clear();
-    for (const row of this.rows.values()) row.fail("");
+    const kept = Object.entries(this.draft.values.settings).filter(([name]) => !this.folded.has(name));
+    for (const [name, row] of this.folded) {
+      this.faults.delete(name);
+      row.fail("");
+    }
     this.draft.change({ settings: Object.fromEntries(kept) });
   }
 }

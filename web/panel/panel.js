@@ -10,6 +10,7 @@ import { loadStrings } from "./i18n.js";
 import { ask, toasts } from "./overlay.js";
 import { recall, remember } from "./remember.js";
 import { moving, Store } from "./store.js";
+import { followTheme } from "./theme.js";
 import { tokenScreen } from "./token.js";
 
 const STYLES = ["./style.css", "./views.css"].map((name) => new URL(name, import.meta.url).href);
@@ -56,6 +57,7 @@ export class SpectralPanel extends HTMLElement {
   #at = { view: "", params: {} };
   #turn = 0;
   #leave = null;
+  #lights = null;
 
   /** @param {Host} host */
   set host(host) {
@@ -76,9 +78,11 @@ export class SpectralPanel extends HTMLElement {
     this.#view?.destroy();
     this.#view = null;
     this.#leave?.();
-    this.#leave = null;
+    this.#lights?.();
+    this.#leave = this.#lights = null;
     this.#ctx?.store.stop();
     this.#ctx = null;
+    this.#at = { view: "", params: {} };
   }
 
   async #begin() {
@@ -100,7 +104,10 @@ export class SpectralPanel extends HTMLElement {
 
   /** Links to the style sheets; the panel stays unseen until the first is there. */
   #styles() {
-    const seen = () => (this.shell.hidden = false);
+    const seen = () => {
+      this.shell.hidden = false;
+      this.#lights ??= followTheme(this.shell);
+    };
     return STYLES.map((href) => h("link", { rel: "stylesheet", href, onLoad: seen, onError: seen }));
   }
 
