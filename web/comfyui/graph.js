@@ -1,0 +1,70 @@
+/** The loader node in the open workflow: put there from the panel, and its list of adapters kept up to date. */
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+
+const LOADER = "SpectralAdapterLoader";
+const WIDGET = "adapter";
+
+function* nodesOf(graph) {
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    yield node;
+    if (node.subgraph) yield* nodesOf(node.subgraph);
+  }
+}
+
+/** The loader's choices, from its definition: older ComfyUI puts them in the place of the type. */
+function choicesOf(definition) {
+  const [type, options] = definition.input.required[WIDGET];
+  return Array.isArray(type) ? type : options.options;
+}
+
+/**
+ * Brings the loader's list of adapters up to date, in new nodes and in those of the workflow. Key R would ask for the
+ * definitions of all nodes, and say so.
+ * @returns {Promise<string[]>} the adapters
+ */
+export async function refreshAdapters() {
+  const response = await api.fetchApi(`/object_info/${LOADER}`, { cache: "no-store" });
+  const definition = (await response.json())[LOADER];
+  await app.registerNodeDef(LOADER, definition);
+  const choices = choicesOf(definition);
+  for (const node of nodesOf(app.rootGraph ?? app.graph)) {
+    if (node.type !== LOADER) continue;
+    const widget = node.widgets?.find((each) => each.name === WIDGET);
+    if (widget) widget.options.values = choices;
+  }
+  return choices;
+}
+
+/** The middle of the part of the canvas that no side panel covers, in the graph's coordinates. */
+function middle(canvas) {
+  const whole = canvas.canvas.getBoundingClientRect();
+  const panel = document.querySelector("spectral-panel")?.getBoundingClientRect();
+  let { left, right } = whole;
+  if (panel && panel.left - left < right - panel.right) left = Math.max(left, panel.right);
+  else if (panel) right = Math.min(right, panel.left);
+  const { offset, scale } = canvas.ds;
+  const x = (left + right) / 2 - whole.left;
+  return [x / scale - offset[0], whole.height / 2 / scale - offset[1]];
+}
+
+/**
+ * Adds a loader with the adapter chosen: connected to nothing, selected, in view.
+ * @param {string} adapter its name in the loader's list
+ */
+export async function addLoader(adapter) {
+  const known = await refreshAdapters();
+  if (!known.includes(adapter)) throw new Error(`The adapter ${adapter} is not in the loader's list.`);
+  const canvas = app.canvas;
+  const node = window.LiteGraph.createNode(LOADER);
+  const [x, y] = middle(canvas);
+  node.pos = [x - node.size[0] / 2, y - node.size[1] / 2];
+  canvas.graph.add(node);
+  const widget = node.widgets.find((each) => each.name === WIDGET);
+  widget.value = adapter;
+  widget.callback?.(adapter);
+  canvas.deselectAll();
+  canvas.select(node);
+  canvas.setDirty(true, true);
+}

@@ -1,0 +1,23 @@
+/** Word of a training that ended, in every page that is open, and its adapter in the loader's list at once. */
+
+import { app } from "../../../scripts/app.js";
+import { refreshAdapters } from "./graph.js";
+import { toast } from "./host.js";
+
+export const NOTIFY = "SpectralAdapters.Notify";
+const KIND = { finished: "success", stopped: "info", interrupted: "warning", failed: "error" };
+
+/**
+ * What to do when the server says that a job has changed; once per ending.
+ * @returns {(event: CustomEvent<{id: string, kind: string, name: string, status: string, text: string}>) => Promise<void>}
+ */
+export function notices() {
+  const last = new Map();
+  return async ({ detail: job }) => {
+    const before = last.get(job.id);
+    last.set(job.id, job.status);
+    if (before === job.status || !(job.status in KIND)) return;
+    if (job.status === "finished" && job.kind === "train") await refreshAdapters();
+    if (app.extensionManager.setting.get(NOTIFY)) toast(KIND[job.status], job.text, job.name);
+  };
+}
