@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..spectral.adapter import Adapter, MatchReport, check_layers
-from ..spectral.basis import WeightSource
+from ..spectral.basis import Progress, WeightSource
 from ..spectral.cache import BasisCache
 from ..spectral.errors import Cancelled
 from ..spectral.matching import LayerMatch
@@ -50,9 +50,10 @@ class Dial:
         self._adapter: Adapter | None = None
         self._changes: dict[str, Change] | None = None
 
-    def mount(self, adapter: Adapter) -> MatchReport:
+    def mount(self, adapter: Adapter, progress: Progress | None = None) -> MatchReport:
         """Take an adapter in hand, in place of the last one; the weights are the base's until `turn`.
 
+        progress(done, total, layer): a compact adapter of a large base takes a while.
         Raises WrongBaseError where it does not fit, Cancelled when stop() says so.
         """
         self.restore()
@@ -69,7 +70,7 @@ class Dial:
             if held > room:
                 changes.clear()
 
-        report = self._checked(adapter, note)
+        report = self._checked(adapter, note, progress)
         self._changes = changes if held <= room else None
         return report
 
@@ -95,13 +96,16 @@ class Dial:
         for name, kept in self._kept.items():
             self._live[name].copy_(kept)
 
-    def _checked(self, adapter: Adapter, note: Callable[[str, LayerMatch], None]) -> MatchReport:
+    def _checked(
+        self, adapter: Adapter, note: Callable[[str, LayerMatch], None], progress: Progress | None = None
+    ) -> MatchReport:
         device = self._base.unet.device
         weights: dict[str, WeightSource] = {name: partial(_wide, kept, device) for name, kept in self._kept.items()}
         return check_layers(
             adapter,
             weights,
             cache=self._cache,
+            progress=progress,
             cancelled=self._stop_asked,
             model_name=self._base.name,
             on_match=note,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..spectral.adapter import Adapter
 from ..spectral.cache import BasisCache
 from ..spectral.errors import Cancelled, SettingError
 from ..spectral.file import load
@@ -166,7 +167,7 @@ def _fill(table: _Table, dial: Dial, base: Base, task: Task) -> bool:
             return False
         row, strength = wanted.adapters[c], wanted.strengths[s]
         if strength and mounted != c:
-            dial.mount(load(row.path))
+            _mount(dial, load(row.path), table, task)
             mounted = c
         dial.turn(strength)
         for p in prompts:
@@ -181,6 +182,17 @@ def _fill(table: _Table, dial: Dial, base: Base, task: Task) -> bool:
             task.tell(Progress(len(table.made), wanted.pictures, f"{made_of}, strength {strength:g}"))
             task.tell(Sampled(row.step if strength else 0, (path,), (seen[p].prompt,)))
     return True
+
+
+def _mount(dial: Dial, adapter: Adapter, table: _Table, task: Task) -> None:
+    if adapter.profile == "portable":
+        dial.mount(adapter)
+        return
+    task.tell(Phase("decomposing"))
+    dial.mount(adapter, lambda done, total, layer: task.tell(Progress(done, total, layer)))
+    task.tell(Phase("sampling"))
+    if table.made:
+        task.tell(Progress(len(table.made), table.wanted.pictures, ""))
 
 
 def _layers(row: GridAdapter) -> set[str]:
