@@ -175,14 +175,17 @@ class Studio:
         wanted = grid_request(entry.run, entry.job.spec, _made(entry), asked)
         return self._follow(entry, "grid", wanted, asked)
 
-    def create_export(self, id: str, checkpoint: str = FINAL, rank: int | None = None) -> Entry:
-        """Queue the export of a training as a LoRA beside its adapter; `rank` is needed for methods of full rank."""
+    def create_export(self, id: str, asked: Mapping[str, Any]) -> Entry:
+        """Queue the export of a training as a LoRA beside its adapter.
+
+        asked: "checkpoint", a name or "final", and "rank", for methods of full rank; each may be missing or None.
+        """
         entry = self._training(id)
-        source = self.adapter_of(entry, checkpoint)
+        source, rank = self.adapter_of(entry, asked.get("checkpoint") or FINAL), asked.get("rank")
         with self._creating:
             out = _free(Path(entry.job.spec["out"]).with_suffix(".lora.safetensors"), self._taken())
-            wanted = {"adapter": str(source), "base": entry.job.spec["base"], "out": str(out), "to": "lora", "rank": rank}
-            return self._follow(entry, "export", wanted, {"checkpoint": checkpoint, "rank": rank})
+            wanted = {"adapter": str(source), "out": str(out), "to": "lora", "rank": rank}
+            return self._follow(entry, "export", {**wanted, "base": entry.job.spec["base"]}, asked)
 
     def adapter_of(self, entry: Entry, checkpoint: str) -> Path:
         """The adapter file of a checkpoint's name, or the finished one. Raises SettingError where it is not there."""

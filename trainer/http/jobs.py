@@ -35,7 +35,7 @@ def create(studio: Studio, call: Call) -> dict[str, Any]:
     from ..request import Request
 
     entry, notice = studio.create(Request.from_json(call.table("request")))
-    return {"id": entry.job.id, "notice": notice}
+    return {"id": entry.id, "notice": notice}
 
 
 def stop(studio: Studio, call: Call) -> dict[str, Any]:
@@ -82,13 +82,14 @@ def _can_open(studio: Studio, call: Call) -> bool:
 
 def grid(studio: Studio, call: Call) -> dict[str, Any]:
     """Queue a grid of pictures: checkpoints, strengths and prompts with one seed."""
-    return {"id": studio.create_grid(call.path["id"], call.values).job.id}
+    return {"id": studio.create_grid(call.path["id"], call.values).id}
 
 
 def export(studio: Studio, call: Call) -> dict[str, Any]:
     """Queue the export as a LoRA."""
     rank = None if call.values.get("rank") is None else call.whole("rank", least=1, most=4096)
-    return {"id": studio.create_export(call.path["id"], call.text("checkpoint", FINAL), rank).job.id}
+    asked = {"checkpoint": call.text("checkpoint", FINAL), "rank": rank}
+    return {"id": studio.create_export(call.path["id"], asked).id}
 
 
 def order(studio: Studio, call: Call) -> dict[str, Any]:
