@@ -185,7 +185,7 @@ def read_entry(folder: Path) -> Entry:
 def broken(folder: Path, reason: BrokenJob) -> Entry:
     """What is listed in place of a job that cannot be read."""
     try:
-        job = _read(folder / JOB, Job)
+        job = replace(_read(folder / JOB, Job), id=folder.name)
     except BrokenJob:
         job = Job(folder.name, "train", folder.name, _changed(folder))
     return Entry(job, State("failed", since=job.created, text=str(reason), reason="failed"), folder)
