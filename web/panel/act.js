@@ -24,7 +24,7 @@ export async function act(ctx, path, body = {}, done = "") {
   }
 }
 
-/** Puts a text on the clipboard. The clipboard may be forbidden: then the text itself is shown, to be copied by hand. */
+/** Puts a text on the clipboard; where that is forbidden the text is shown, to be copied by hand. */
 export async function copyText(ctx, text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -16,7 +16,7 @@ const GAP = 12;
 const RATE_SHARE = 0.17;
 // Below this height the learning rate has no panel of its own.
 const RATE_FROM = 220;
-const COLOURS = ["raw", "smooth", "held", "smooth-b", "held-b", "best", "lr", "mark", "paper", "grid", "faint", "select"];
+const COLOURS = ["raw", "smooth", "held", "smooth-b", "best", "lr", "mark", "paper", "grid", "faint", "select"];
 
 /** A live chart of one run, or of two laid over each other. */
 export class Chart {
@@ -41,7 +41,13 @@ export class Chart {
     this.canvas = h("canvas", { "aria-hidden": "true" });
     this.stage = h(
       "div",
-      { class: "chart-stage", tabindex: "0", role: "application", "aria-roledescription": t("chart.kind"), "data-test": "chart" },
+      {
+        class: "chart-stage",
+        tabindex: "0",
+        role: "application",
+        "aria-roledescription": t("chart.kind"),
+        "data-test": "chart",
+      },
       this.canvas,
     );
     this.stage.setAttribute("aria-label", `${name}. ${t("chart.keys")}`);
@@ -52,17 +58,43 @@ export class Chart {
     this.legend = h("div", { class: "chart-legend" });
     this.logButton = h(
       "button",
-      { type: "button", class: "chart-button", "aria-pressed": "false", title: t("chart.logHelp"), "data-test": "chart-log", onClick: () => this.#toggleLog() },
+      {
+        type: "button",
+        class: "chart-button",
+        "aria-pressed": "false",
+        title: t("chart.logHelp"),
+        "data-test": "chart-log",
+        onClick: () => this.#toggleLog(),
+      },
       t("chart.log"),
     );
     this.resetButton = h(
       "button",
-      { type: "button", class: "chart-button", disabled: true, "data-test": "chart-reset", onClick: () => this.#reset() },
+      {
+        type: "button",
+        class: "chart-button",
+        disabled: true,
+        "data-test": "chart-reset",
+        onClick: () => this.#reset(),
+      },
       t("chart.all"),
     );
-    const bar = h("div", { class: "chart-bar" }, this.readout, h("div", { class: "chart-buttons" }, this.resetButton, this.logButton));
+    const bar = h(
+      "div",
+      { class: "chart-bar" },
+      this.readout,
+      h("div", { class: "chart-buttons" }, this.resetButton, this.logButton),
+    );
     const hint = h("div", { class: "chart-hint" }, t("chart.hint"));
-    this.root = h("div", { class: "chart" }, bar, this.stage, h("div", { class: "chart-foot" }, this.legend, hint), this.spoken, h("div", { hidden: true }, this.probes));
+    this.root = h(
+      "div",
+      { class: "chart" },
+      bar,
+      this.stage,
+      h("div", { class: "chart-foot" }, this.legend, hint),
+      this.spoken,
+      h("div", { hidden: true }, this.probes),
+    );
   }
 
   #listen() {
@@ -143,7 +175,10 @@ export class Chart {
     const ratio = window.devicePixelRatio || 1;
     const wide = Math.round(width * ratio);
     const high = Math.round(height * ratio);
-    if (this.canvas.width !== wide || this.canvas.height !== high) Object.assign(this.canvas, { width: wide, height: high });
+    if (this.canvas.width !== wide || this.canvas.height !== high) Object.assign(
+      this.canvas,
+      { width: wide, height: high },
+    );
     const g = this.canvas.getContext("2d");
     g.setTransform(ratio, 0, 0, ratio, 0, 0);
     g.clearRect(0, 0, width, height);
@@ -159,7 +194,7 @@ export class Chart {
     const rates = this.runs.length === 1 && height >= RATE_FROM ? this.#rateTop() : 0;
     const bottom = height - BOTTOM;
     const share = rates ? (bottom - TOP) * RATE_SHARE : 0;
-    const x = new Axis(this.window.low, this.window.high, { wanted: Math.max(2, width / 110) });
+    const x = new Axis(this.window.low, this.window.high, { wanted: Math.max(2, width / 85) });
     const y = this.#lossAxis((bottom - TOP - share) / 45);
     const box = { left: 52, right: width - RIGHT, x };
     const upper = { ...box, top: TOP, bottom: rates ? bottom - share - GAP : bottom, y };
@@ -182,7 +217,7 @@ export class Chart {
       const every = Math.max(1, Math.floor((to - from) / 2000));
       for (let i = from; i < to; i += every) shown.push(curve.mean[i]);
       for (let i = from; i < to; i += 1) loose.push(curve.loss[i]);
-      for (const [step, loss] of curve.validations) if (step >= this.window.low && step <= this.window.high) shown.push(loss);
+      for (const [step, loss] of curve.validations) if (this.window.holds(step)) shown.push(loss);
     }
     return lossAxis(shown, this.runs.length > 1 ? [] : loose, this.scale, Math.min(5, Math.max(2, wanted)));
   }
@@ -193,7 +228,7 @@ export class Chart {
       const range = curve.range(this.window.low, this.window.high);
       if (this.runs.length === 1) paintCloud(g, upper, curve.steps, curve.loss, range, colours.raw);
       paintLine(g, upper, curve.steps, curve.mean, range, colours[`smooth${own}`], 2.2);
-      const held = this.runs.length === 1 ? colours.held : colours[`held${own}`];
+      const held = this.runs.length === 1 ? colours.held : colours[`smooth${own}`];
       if (curve.validations.length) paintPoints(g, upper, curve.validations, held);
       if (lower) paintLine(g, lower, curve.steps, curve.lr, range, colours.lr, 1.4);
     });
@@ -238,10 +273,21 @@ export class Chart {
   }
 
   #drawLegend() {
-    const entry = (kind, colour, text, shown) => ({ item: h("span", { class: `legend ${kind}`, style: { "--swatch": `var(--chart-${colour})` } }, h("i", { "aria-hidden": "true" }), text), shown });
+    const entry = (kind, colour, text, shown) => ({
+      item: h(
+        "span",
+        { class: `legend ${kind}`, style: { "--swatch": `var(--chart-${colour})` } },
+        h("i", { "aria-hidden": "true" }),
+        text,
+      ),
+      shown,
+    });
     const { t } = this;
     this.entries = this.runs.length > 1
-      ? this.runs.map((run, i) => entry("line", i ? "smooth-b" : "smooth", run.name, () => true))
+      ? [
+        ...this.runs.map((run, i) => entry("line", i ? "smooth-b" : "smooth", run.name, () => true)),
+        entry("dot", "mark", t("chart.held"), (curve) => curve.validations.length > 0),
+      ]
       : [
         entry("line", "raw", t("chart.raw"), () => true),
         entry("line", "smooth", t("chart.smooth"), () => true),
@@ -313,7 +359,10 @@ export class Chart {
     const start = this.cross === null ? (by < 0 ? to - 1 : from) : curve.nearest(this.cross);
     // One press moves by what can be seen: a pixel's worth of points.
     const stride = Math.max(1, Math.round((to - from) / 400));
-    const at = this.cross === null && Number.isFinite(by) ? start : Math.min(Math.max(start + by * stride, from), to - 1);
+    const at = this.cross === null && Number.isFinite(by) ? start : Math.min(
+      Math.max(start + by * stride, from),
+      to - 1,
+    );
     this.#point(curve.steps[at], true);
   }
 

@@ -17,6 +17,11 @@ export class StepWindow {
     return this.zoomed ? this.zoomed[1] : this.last;
   }
 
+  /** Whether a step is in sight. */
+  holds(step) {
+    return step >= this.low && step <= this.high;
+  }
+
   /** Show steps from `a` to `b`, in either order; all of them leaves the zoom. */
   show(a, b) {
     const low = Math.max(0, Math.min(a, b));

@@ -111,9 +111,10 @@ export class Curve {
   }
 }
 
+/** The best validation of what was trained: step 0 is the base model. */
 function lowest(validations) {
   let best = null;
-  for (const [step, loss] of validations) if (best === null || loss < best.loss) best = { step, loss };
+  for (const [step, loss] of validations) if (step > 0 && (best === null || loss < best.loss)) best = { step, loss };
   return best;
 }
 

@@ -46,7 +46,11 @@ export class DoneView {
     this.columns = h("div", { class: "job-columns" }, this.samples, side);
     this.folder = h("code", { class: "path" });
     this.settings = h("div", { class: "settings-box" });
-    const more = folded({ title: t("done.settings"), test: "settings-fold" }, this.settings, h("p", { class: "muted small" }, t("done.folder"), " ", this.folder));
+    const more = folded(
+      { title: t("done.settings"), test: "settings-fold" },
+      this.settings,
+      h("p", { class: "muted small" }, t("done.folder"), " ", this.folder),
+    );
     this.root = h(
       "div",
       { class: "stack" },
@@ -57,15 +61,29 @@ export class DoneView {
 
   #footer() {
     const { t, ctx } = this;
-    this.others = combo({ blank: t("done.compareWith"), label: t("done.compareWith"), test: "compare-with", onChange: (b) => b && ctx.go("compare", { a: this.id, b }) });
-    const remove = button({ label: t("done.delete"), icon: "trash", kind: "danger", test: "delete", onClick: () => this.held() });
+    this.others = combo({
+      blank: t("done.compareWith"),
+      label: t("done.compareWith"),
+      test: "compare-with",
+      onChange: (b) => b && ctx.go("compare", { a: this.id, b }),
+    });
+    const remove = button({
+      label: t("done.delete"),
+      icon: "trash",
+      kind: "danger",
+      test: "delete",
+      onClick: () => this.held(),
+    });
     this.held = busy(remove, () => this.#delete());
     return h("div", { class: "row wrap between job-footer" }, this.others.root, remove);
   }
 
   async #delete() {
     const { t, ctx } = this;
-    const sure = await ctx.confirm(t("done.deleteAsk", { name: this.news.summary.name }), { yes: t("done.delete"), danger: true });
+    const sure = await ctx.confirm(
+      t("done.deleteAsk", { name: this.news.summary.name }),
+      { yes: t("done.delete"), danger: true },
+    );
     if (sure && (await act(ctx, `/jobs/${this.id}/delete`, {}, t("done.deleted")))) ctx.go("jobs");
   }
 
@@ -77,7 +95,7 @@ export class DoneView {
     this.news = news;
     this.head.update(summary);
     this.verdict.update(news);
-    this.columns.hidden = !begun;
+    this.samples.hidden = this.curve.hidden = !begun;
     this.timeline.update(detail.samples, summary.best?.step ?? null);
     if (this.shown !== curve) this.chart.show([{ curve, name: summary.name }]);
     else this.chart.draw();
@@ -92,10 +110,16 @@ export class DoneView {
     this.#offerOthers(state);
   }
 
-  #bestText({ best }) {
+  #bestText(detail) {
+    const { best } = detail;
     if (!best) return this.t("done.noBest");
-    const facts = { step: this.formats.count(best.step), loss: this.formats.loss(best.loss) };
-    return this.t("done.best", facts);
+    const [first, before] = detail.validations[0] ?? [];
+    const facts = {
+      step: this.formats.count(best.step),
+      loss: this.formats.loss(best.loss),
+      before: this.formats.loss(before),
+    };
+    return this.t(first === 0 ? "done.bestBefore" : "done.best", facts);
   }
 
   #drawSettings(detail) {

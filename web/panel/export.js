@@ -38,11 +38,21 @@ export class ExportSection {
     this.rank = numberInput({ min: 1, max: 4096, whole: true, placeholder: t("export.rankNone"), test: "export-rank" });
     this.rankField = field({ label: t("export.rank"), help: t("export.rankHelp"), control: this.rank });
     const which = field({ label: t("export.which"), control: this.which });
-    const make = button({ label: t("export.make"), icon: "download", test: "export-make", onClick: (event) => this.held(event) });
+    const make = button({
+      label: t("export.make"),
+      icon: "download",
+      test: "export-make",
+      onClick: (event) => this.held(event),
+    });
     this.held = busy(make, () => this.#make());
     this.list = h("ul", { class: "tasks", "data-test": "exports" });
     const form = h("div", { class: "form-row" }, which.root, this.rankField.root, make);
-    this.root = folded({ title: t("export.title"), test: "export-fold" }, h("p", { class: "muted" }, t("export.about")), form, this.list);
+    this.root = folded(
+      { title: t("export.title"), test: "export-fold" },
+      h("p", { class: "muted" }, t("export.about")),
+      form,
+      this.list,
+    );
   }
 
   async #make() {

@@ -50,7 +50,8 @@ class Formats {
   loss(value) {
     if (!isNumber(value)) return "–";
     if (value !== 0 && Math.abs(value) < 1e-3) return power(value, 3);
-    return new Intl.NumberFormat(this.#lang, { minimumSignificantDigits: 3, maximumSignificantDigits: 4 }).format(value);
+    const digits = { minimumSignificantDigits: 3, maximumSignificantDigits: 4 };
+    return new Intl.NumberFormat(this.#lang, digits).format(value);
   }
 
   /** A learning rate: 1e-4 rather than 0.0001. */

@@ -37,27 +37,55 @@ export class GridSection {
 
   #build() {
     const { t } = this;
-    this.checkpoints = h("div", { class: "row wrap", role: "group", "aria-label": t("grid.checkpoints"), "data-test": "grid-checkpoints" });
+    this.checkpoints = h(
+      "div",
+      { class: "row wrap", role: "group", "aria-label": t("grid.checkpoints"), "data-test": "grid-checkpoints" },
+    );
     this.strengths = textInput({ value: STRENGTHS, test: "grid-strengths", onChange: () => this.#count() });
     this.prompts = textArea({ rows: 3, test: "grid-prompts", onChange: () => this.#count() });
     this.seed = numberInput({ value: 1, min: 0, max: 2 ** 32 - 1, whole: true, test: "grid-seed" });
     this.strengthField = field({ label: t("grid.strengths"), help: t("grid.strengthsHelp"), control: this.strengths });
     const prompts = field({ label: t("grid.prompts"), help: t("grid.promptsHelp"), control: this.prompts });
     const seed = field({ label: t("grid.seed"), help: t("grid.seedHelp"), control: this.seed });
-    this.make = button({ label: t("grid.make"), icon: "grid", kind: "primary", test: "grid-make", onClick: (event) => this.held(event) });
+    this.make = button({
+      label: t("grid.make"),
+      icon: "grid",
+      kind: "primary",
+      test: "grid-make",
+      onClick: (event) => this.held(event),
+    });
     this.held = busy(this.make, () => this.#make());
     this.count = h("span", { class: "muted", "data-test": "grid-count" });
     this.error = h("p", { class: "danger-text", role: "alert", hidden: true });
-    const left = h("div", { class: "stack" }, h("div", { class: "field-label" }, t("grid.checkpoints")), this.checkpoints, this.strengthField.root);
+    const left = h(
+      "div",
+      { class: "stack" },
+      h("div", { class: "field-label" }, t("grid.checkpoints")),
+      this.checkpoints,
+      this.strengthField.root,
+    );
     const right = h("div", { class: "stack" }, prompts.root, seed.root);
     this.form = h(
       "details",
       { class: "grid-form" },
       h("summary", { "data-test": "grid-form" }, t("grid.new")),
-      h("div", { class: "stack" }, h("div", { class: "form-halves" }, left, right), this.error, h("div", { class: "row wrap" }, this.make, this.count)),
+      h(
+        "div",
+        { class: "stack" },
+        h("div", { class: "form-halves" }, left, right),
+        this.error,
+        h("div", { class: "row wrap" }, this.make, this.count),
+      ),
     );
     this.results = h("div", { class: "stack" });
-    this.root = h("section", { class: "card stack", "data-test": "grid" }, h("h2", null, t("grid.title")), h("p", { class: "muted" }, t("grid.about")), this.results, this.form);
+    this.root = h(
+      "section",
+      { class: "card stack", "data-test": "grid" },
+      h("h2", null, t("grid.title")),
+      h("p", { class: "muted" }, t("grid.about")),
+      this.results,
+      this.form,
+    );
   }
 
   /** @param {{summary: Object, detail: Object, state: Object}} news */
@@ -80,7 +108,10 @@ export class GridSection {
       this.chosen = new Set(firstChoice(options, detail));
     }
     const boxes = options.map(({ value, label }) => {
-      const input = h("input", { type: "checkbox", checked: this.chosen.has(value), "data-test": `grid-checkpoint-${value}` });
+      const input = h(
+        "input",
+        { type: "checkbox", checked: this.chosen.has(value), "data-test": `grid-checkpoint-${value}` },
+      );
       input.addEventListener("change", () => this.#toggle(value, input.checked));
       return h("label", { class: "pick" }, input, h("span", null, label));
     });
@@ -96,7 +127,12 @@ export class GridSection {
 
   #wanted() {
     const prompts = this.prompts.get().split("\n").map((line) => line.trim()).filter(Boolean);
-    return { checkpoints: [...this.chosen], strengths: readStrengths(this.strengths.get()), prompts, seed: this.seed.get() ?? 1 };
+    return {
+      checkpoints: [...this.chosen],
+      strengths: readStrengths(this.strengths.get()),
+      prompts,
+      seed: this.seed.get() ?? 1,
+    };
   }
 
   #count() {
@@ -142,7 +178,18 @@ export class GridSection {
       this.open = id;
       this.#show(grids);
     };
-    const buttons = grids.map((grid) => h("button", { type: "button", class: "pick-button", "aria-pressed": String(grid.id === chosen.id), onClick: () => pick(grid.id) }, this.formats.date(grid.created)));
+    const buttons = grids.map(
+      (grid) => h(
+        "button",
+        {
+          type: "button",
+          class: "pick-button",
+          "aria-pressed": String(grid.id === chosen.id),
+          onClick: () => pick(grid.id),
+        },
+        this.formats.date(grid.created),
+      ),
+    );
     return h("div", { class: "row wrap", role: "group", "aria-label": this.t("grid.earlier") }, buttons);
   }
 }
@@ -164,9 +211,19 @@ class GridResult {
     this.status = badge(ctx.t);
     this.where = h("span", { class: "grow muted" });
     this.bar = progressBar({ label: ctx.t("grid.progress"), test: "grid-progress" });
-    this.stop = button({ label: ctx.t("grid.stop"), icon: "stop", test: "grid-stop", onClick: (event) => this.held(event) });
+    this.stop = button({
+      label: ctx.t("grid.stop"),
+      icon: "stop",
+      test: "grid-stop",
+      onClick: (event) => this.held(event),
+    });
     this.held = busy(this.stop, () => act(ctx, `/jobs/${id}/stop`, { now: this.summary?.status === "stopping" }));
-    this.resume = button({ label: ctx.t("grid.resume"), icon: "play", test: "grid-resume", onClick: () => act(ctx, `/jobs/${id}/resume`) });
+    this.resume = button({
+      label: ctx.t("grid.resume"),
+      icon: "play",
+      test: "grid-resume",
+      onClick: () => act(ctx, `/jobs/${id}/resume`),
+    });
     this.head = h("div", { class: "row wrap" }, this.status.root, this.where, this.stop, this.resume);
     this.table = new GridTable(ctx);
     this.root = h("div", { class: "stack", "data-test": "grid-result" }, this.head, this.bar.root, this.table.root);

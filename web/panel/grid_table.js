@@ -39,15 +39,35 @@ export class GridTable {
     this.axes = axes;
     this.prompt = Math.min(this.prompt, axes.prompts.length - 1);
     const { t } = this;
-    const heads = axes.strengths.map((strength) => h("th", { scope: "col" }, strength === 0 ? t("grid.base") : t("grid.strength", { strength: this.formats.number(strength) })));
+    const heads = axes.strengths.map(
+      (strength) => h(
+        "th",
+        { scope: "col" },
+        strength === 0 ? t("grid.base") : t("grid.strength", { strength: this.formats.number(strength) }),
+      ),
+    );
     const rows = axes.checkpoints.map((checkpoint, c) => h(
       "tr",
       null,
       h("th", { scope: "row", class: checkpoint.best ? "best" : "" }, this.#checkpointText(checkpoint)),
       axes.strengths.map((strength, s) => h("td", null, this.#place(c, s))),
     ));
-    clear(this.box, h("table", { class: "grid-table", style: { "--columns": String(axes.strengths.length) } }, h("thead", null, h("tr", null, h("td"), heads)), h("tbody", null, rows)));
-    this.picks = axes.prompts.map((prompt, i) => h("button", { type: "button", class: "pick-button", "data-test": "grid-prompt", onClick: () => this.#pick(i) }, prompt));
+    clear(
+      this.box,
+      h(
+        "table",
+        { class: "grid-table", style: { "--columns": String(axes.strengths.length) } },
+        h("thead", null, h("tr", null, h("td"), heads)),
+        h("tbody", null, rows),
+      ),
+    );
+    this.picks = axes.prompts.map(
+      (prompt, i) => h(
+        "button",
+        { type: "button", class: "pick-button", "data-test": "grid-prompt", onClick: () => this.#pick(i) },
+        prompt,
+      ),
+    );
     clear(this.prompts, this.picks);
     this.prompts.hidden = axes.prompts.length < 2;
   }
@@ -60,7 +80,17 @@ export class GridTable {
 
   #place(checkpoint, strength) {
     const image = thumb(null);
-    const root = h("button", { type: "button", class: "grid-cell", disabled: true, "data-test": "grid-cell", onClick: () => this.#enlarge(checkpoint, strength) }, image);
+    const root = h(
+      "button",
+      {
+        type: "button",
+        class: "grid-cell",
+        disabled: true,
+        "data-test": "grid-cell",
+        onClick: () => this.#enlarge(checkpoint, strength),
+      },
+      image,
+    );
     this.places.set(`${checkpoint} ${strength}`, { root, image });
     return root;
   }

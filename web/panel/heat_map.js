@@ -18,7 +18,17 @@ export class HeatMap {
     this.rows = [];
     this.at = null;
     this.canvas = h("canvas", { "aria-hidden": "true" });
-    this.stage = h("div", { class: "heat-stage", tabindex: "0", role: "application", "aria-label": t("spectrum.map"), "data-test": "spectrum-map" }, this.canvas);
+    this.stage = h(
+      "div",
+      {
+        class: "heat-stage",
+        tabindex: "0",
+        role: "application",
+        "aria-label": t("spectrum.map"),
+        "data-test": "spectrum-map",
+      },
+      this.canvas,
+    );
     this.readout = h("div", { class: "heat-readout", "aria-live": "polite", "data-test": "spectrum-readout" });
     this.probes = COLOURS.map((name) => h("i", { style: { color: `var(--chart-${name})` } }));
     this.root = h("div", { class: "heat" }, this.readout, this.stage, h("div", { hidden: true }, this.probes));
@@ -108,7 +118,11 @@ export class HeatMap {
       g.moveTo(0, y - 0.5);
       g.lineTo(this.left + this.wide, y - 0.5);
       g.stroke();
-      if (count * this.row >= 11) g.fillText(fitting(g, block, this.left - 10), this.left - 6, y + (count * this.row) / 2);
+      if (count * this.row >= 11) g.fillText(
+        fitting(g, block, this.left - 10),
+        this.left - 6,
+        y + (count * this.row) / 2,
+      );
     }
   }
 

@@ -10,7 +10,13 @@ import { aboutText, badge } from "./status.js";
  */
 export function jobHead(ctx) {
   const { t } = ctx;
-  const back = button({ label: t("job.back"), icon: "back", kind: "quiet", onClick: () => ctx.go("jobs"), test: "job-back" });
+  const back = button({
+    label: t("job.back"),
+    icon: "back",
+    kind: "quiet",
+    onClick: () => ctx.go("jobs"),
+    test: "job-back",
+  });
   const name = h("h1", { "data-test": "job-name" });
   const status = badge(t);
   const about = h("div", { class: "muted small" });
@@ -30,16 +36,22 @@ export function jobHead(ctx) {
  */
 export function noticeList(t, formats) {
   const list = h("ul", { class: "notices" });
-  const root = h("section", { class: "card", hidden: true, "data-test": "notices" }, h("h2", null, t("job.notices")), list);
+  const root = h(
+    "section",
+    { class: "card", hidden: true, "data-test": "notices" },
+    h("h2", null, t("job.notices")),
+    list,
+  );
   let shown = 0;
   const update = (notices) => {
     if (notices.length < shown) {
       list.replaceChildren();
       shown = 0;
     }
-    for (const { step, text } of notices.slice(shown)) {
-      const where = step ? h("span", { class: "muted" }, `${t("timeline.at", { step: formats.count(step) })}: `) : null;
-      list.append(h("li", null, where, text));
+    for (const { kind, step, text } of notices.slice(shown)) {
+      // Warnings name their step themselves.
+      const said = step && kind === "notice" ? `${t("timeline.at", { step: formats.count(step) })}: ` : "";
+      list.append(h("li", null, h("span", { class: "muted" }, said), text));
     }
     shown = notices.length;
     root.hidden = shown === 0;

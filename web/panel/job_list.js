@@ -34,11 +34,34 @@ class JobList {
     this.passive.hidden = true;
     this.more = button({ label: t("jobs.more"), kind: "quiet", onClick: () => this.#showMore(), test: "jobs-more" });
     this.compareText = h("span", { class: "grow" });
-    this.compare = button({ label: t("jobs.compare"), icon: "compare", kind: "primary", onClick: () => this.#compare(), test: "jobs-compare" });
+    this.compare = button({
+      label: t("jobs.compare"),
+      icon: "compare",
+      kind: "primary",
+      onClick: () => this.#compare(),
+      test: "jobs-compare",
+    });
     const forget = button({ label: t("cancel"), kind: "quiet", onClick: () => this.#choose([]) });
-    this.bar = h("div", { class: "compare-bar row wrap", hidden: true, role: "status" }, this.compareText, forget, this.compare);
+    this.bar = h(
+      "div",
+      { class: "compare-bar row wrap", hidden: true, role: "status" },
+      this.compareText,
+      forget,
+      this.compare,
+    );
     const { running, queue, past } = this.parts;
-    this.root = h("div", { class: "view stack jobs", "data-test": "jobs" }, this.passive, this.empty, running.root, queue.root, past.root, this.more, this.bar, this.reorder.spoken);
+    this.root = h(
+      "div",
+      { class: "view stack jobs", "data-test": "jobs" },
+      this.passive,
+      this.empty,
+      running.root,
+      queue.root,
+      past.root,
+      this.more,
+      this.bar,
+      this.reorder.spoken,
+    );
   }
 
   #part(name) {
@@ -72,15 +95,25 @@ class JobList {
 
   #fill({ root, list }, jobs) {
     root.hidden = jobs.length === 0;
-    keyed(list, jobs, (job) => job.id, (job) => (list === this.parts.queue.list ? this.#queueRow(job) : this.#row(job)));
+    keyed(
+      list,
+      jobs,
+      (job) => job.id,
+      (job) => (list === this.parts.queue.list ? this.#queueRow(job) : this.#row(job)),
+    );
   }
 
   #row(job) {
     const { t, ctx } = this;
     const row = new JobRow(ctx, job);
-    const pick = h("input", { type: "checkbox", "aria-label": t("jobs.pick", { name: job.name }), title: t("jobs.pick", { name: job.name }), "data-test": "job-pick" });
+    const pick = h(
+      "input",
+      { type: "checkbox", "aria-label": t("jobs.pick", { name: job.name }), "data-test": "job-pick" },
+    );
     pick.addEventListener("change", () => this.#pick(job.id, pick.checked));
-    row.root.append(h("label", { class: "job-pick" }, pick));
+    row.root.append(
+      h("label", { class: "job-pick" }, pick, h("span", { class: "job-pick-word small" }, t("jobs.compare"))),
+    );
     const update = (now) => {
       row.update(now);
       const comparable = now.kind === "train" && now.step > 0;
@@ -149,7 +182,14 @@ class JobRow {
     this.line = h("div", { class: "muted small job-line" });
     this.said = h("div", { class: "small job-said" });
     this.bar = progressBar({ label: ctx.t("running.progress"), test: "job-progress" });
-    const text = h("div", { class: "grow stack tight" }, h("div", { class: "row" }, this.name, this.status.root), this.line, this.said, this.bar.root);
+    const text = h(
+      "div",
+      { class: "grow stack tight" },
+      h("div", { class: "row" }, this.name, this.status.root),
+      this.line,
+      this.said,
+      this.bar.root,
+    );
     this.root = h("li", { class: "job-row", "data-test": "job-row", "data-id": job.id }, this.image, text);
   }
 
@@ -160,7 +200,7 @@ class JobRow {
     setText(this.name, job.kind === "train" ? job.name : t(`jobs.${job.kind}Of`, { name: job.name }));
     this.status.set(job);
     const when = this.formats.ago(job.ended ?? job.started ?? job.created);
-    setText(this.line, [aboutText(job, t), over || job.status === "queued" ? when : null].filter(Boolean).join(" · "));
+    setText(this.line, [over || job.status === "queued" ? when : null, aboutText(job, t)].filter(Boolean).join(" · "));
     this.bar.root.hidden = over || job.status === "queued";
     if (job.step > 0 && job.steps > 0) this.bar.set(job.step, job.steps);
     else this.bar.set(job.progress?.done ?? null, job.progress?.total);
@@ -169,13 +209,14 @@ class JobRow {
   }
 
   #said(job, over) {
-    if (!over && job.status !== "queued") {
-      const at = job.phase === "training" ? this.t("running.stepShort", { step: this.formats.count(job.step), steps: this.formats.count(job.steps) }) : phaseText(job, this.t, this.formats);
-      const left = typeof job.eta === "number" ? this.t("running.eta", { time: this.formats.duration(job.eta) }) : null;
-      return [at, left].filter(Boolean).join(" · ");
-    }
-    if (job.status === "failed") return this.t(`verdict.${job.reason ?? "failed"}.title`, { step: job.step, steps: job.steps });
+    const { t } = this;
+    if (job.status === "failed") return t(`verdict.${job.reason ?? "failed"}.title`, job);
     if (job.status === "queued") return job.text;
-    return job.adapter ? `${job.adapter.name}, ${this.formats.bytes(job.adapter.bytes)}` : this.t("running.stepShort", { step: this.formats.count(job.step), steps: this.formats.count(job.steps ?? 0) });
+    if (job.adapter) return `${job.adapter.name}, ${this.formats.bytes(job.adapter.bytes)}`;
+    const steps = { step: this.formats.count(job.step ?? 0), steps: this.formats.count(job.steps ?? 0) };
+    const where = t("running.stepShort", steps);
+    if (over) return job.kind === "train" ? where : job.text;
+    const left = typeof job.eta === "number" ? t("running.eta", { time: this.formats.duration(job.eta) }) : null;
+    return [job.phase === "training" ? where : phaseText(job, t, this.formats), left].filter(Boolean).join(" · ");
   }
 }

@@ -6,14 +6,17 @@ import { picture } from "./picture.js";
 
 /**
  * @param {Element} parent where the dialog is put, inside the panel
- * @param {{t: Function, items: {url: string, caption: string, actions?: (close: () => void) => Element[]}[], at?: number}}
- *   options
+ * @param {{t: Function, items: Item[], at?: number}} options
+ * @typedef {{url: string, caption: string, actions?: (close: () => void) => Element[]}} Item
  */
 export function enlarge(parent, { t, items, at = 0 }) {
   const view = picture({ class: "light-picture" });
   const caption = h("div", { class: "light-caption grow" });
   const actions = h("div", { class: "row wrap light-actions" });
-  const dialog = h("dialog", { class: "light", "aria-label": t("lightbox.label"), "data-test": "lightbox" });
+  const dialog = h(
+    "dialog",
+    { class: "light", "aria-label": t("lightbox.label"), "data-test": "lightbox", tabindex: "-1" },
+  );
   let place = at;
   const close = () => {
     dialog.close();
@@ -26,7 +29,12 @@ export function enlarge(parent, { t, items, at = 0 }) {
     setText(caption, item.caption);
     clear(actions, item.actions?.(close) ?? []);
   };
-  const turn = (by, shape, label) => iconButton({ label, icon: shape, onClick: () => show(place + by), test: `lightbox-${shape}` });
+  const turn = (by, shape, label) => iconButton({
+    label,
+    icon: shape,
+    onClick: () => show(place + by),
+    test: `lightbox-${shape}`,
+  });
   const many = items.length > 1;
   const head = h(
     "div",
@@ -48,4 +56,6 @@ export function enlarge(parent, { t, items, at = 0 }) {
   parent.append(dialog);
   show(at);
   dialog.showModal();
+  // Not on the first button, whose tooltip would lie over the picture.
+  dialog.focus();
 }

@@ -29,7 +29,17 @@ export class Reorder {
 
   /** The handle of a row. */
   handle(row, { id, name }) {
-    const root = h("button", { type: "button", class: "drag-handle", "aria-label": this.t("jobs.move", { name }), title: this.t("jobs.moveHelp"), "data-test": "job-move" }, icon("drag"));
+    const root = h(
+      "button",
+      {
+        type: "button",
+        class: "drag-handle",
+        "aria-label": this.t("jobs.move", { name }),
+        title: this.t("jobs.moveHelp"),
+        "data-test": "job-move",
+      },
+      icon("drag"),
+    );
     on(root, "pointerdown", (event) => this.#grab(event, row));
     on(root, "keydown", (event) => this.#key(event, row, id, root));
     return root;

@@ -50,20 +50,40 @@ export class RunningView {
     this.stats = new Map(STATS.map((name) => [name, h("dd", { class: "number-text", "data-test": `stat-${name}` })]));
     const facts = STATS.map((name) => h("div", null, h("dt", null, t(`running.${name}`)), this.stats.get(name)));
     this.facts = h("dl", { class: "facts" }, facts);
-    return h("section", { class: "card stack" }, h("div", { class: "row between" }, this.where, this.eta), this.bar.root, this.facts, this.#buttons());
+    return h(
+      "section",
+      { class: "card stack" },
+      h("div", { class: "row between" }, this.where, this.eta),
+      this.bar.root,
+      this.facts,
+      this.#buttons(),
+    );
   }
 
   #buttons() {
     const { t, ctx } = this;
     const post = (action, body, said) => act(ctx, `/jobs/${this.id}/${action}`, body, said);
     const made = (name, options, work) => {
-      const root = button({ label: t(`running.${name}`), test: name, ...options, onClick: (event) => this.held[name](event) });
+      const root = button({
+        label: t(`running.${name}`),
+        test: name,
+        ...options,
+        onClick: (event) => this.held[name](event),
+      });
       this.held[name] = busy(root, work);
       return root;
     };
     this.held = {};
-    this.sample = made("sample", { icon: "camera", title: t("running.sampleHelp") }, () => post("sample", {}, t("running.sampleAsked")));
-    this.save = made("save", { icon: "save", title: t("running.saveHelp") }, () => post("save", {}, t("running.saveAsked")));
+    this.sample = made(
+      "sample",
+      { icon: "camera", title: t("running.sampleHelp") },
+      () => post("sample", {}, t("running.sampleAsked")),
+    );
+    this.save = made(
+      "save",
+      { icon: "save", title: t("running.saveHelp") },
+      () => post("save", {}, t("running.saveAsked")),
+    );
     this.stop = made("stop", { icon: "stop", title: t("running.stopHelp") }, () => post("stop", {}, ""));
     this.stopNow = made("stopNow", { icon: "stop", kind: "danger" }, () => this.#stopNow());
     this.leave = made("leave", { icon: "close" }, () => post("stop", {}, ""));
@@ -113,7 +133,10 @@ export class RunningView {
 
   #stepText(job) {
     const share = this.formats.percent(job.step / job.steps);
-    const text = this.t("running.step", { step: this.formats.count(job.step), steps: this.formats.count(job.steps), share });
+    const text = this.t(
+      "running.step",
+      { step: this.formats.count(job.step), steps: this.formats.count(job.steps), share },
+    );
     return job.status === "stopping" ? `${this.t("running.stopping")} ${text}` : text;
   }
 
@@ -133,10 +156,9 @@ export class RunningView {
   #updateStats(job, state) {
     const { formats: f, t } = this;
     const device = state.devices.find(({ id }) => id === job.device);
-    const rate = job.rate > 0 ? (job.rate >= 1 ? t("running.perSecond", { count: f.number(job.rate) }) : t("running.perStep", { count: f.number(1 / job.rate) })) : "–";
     const values = {
       loss: f.loss(job.loss),
-      rate,
+      rate: rateText(job.rate, t, f),
       lr: f.rate(job.lr),
       memory: f.bytes(job.memory),
       elapsed: job.started ? f.duration(Date.now() / 1000 - job.started) : "–",
@@ -166,4 +188,13 @@ export class RunningView {
   destroy() {
     this.chart.destroy();
   }
+}
+
+/** Steps per second, or seconds per step where these are the larger number. */
+function rateText(rate, t, f) {
+  if (!(rate > 0)) return "–";
+  return rate >= 1 ? t("running.perSecond", { count: f.number(rate) }) : t(
+    "running.perStep",
+    { count: f.number(1 / rate) },
+  );
 }

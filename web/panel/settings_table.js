@@ -18,6 +18,13 @@ export function valueText(value, t) {
 export function settingsTable(spec, t) {
   const rows = Object.entries(spec)
     .filter(([, value]) => value !== null && value !== "" && !(Array.isArray(value) && !value.length))
-    .map(([name, value]) => h("tr", null, h("th", { scope: "row" }, t.or(`settings.${name}.label`, name)), h("td", null, valueText(value, t))));
+    .map(
+      ([name, value]) => h(
+        "tr",
+        null,
+        h("th", { scope: "row" }, t.or(`settings.${name}.label`, name)),
+        h("td", null, valueText(value, t)),
+      ),
+    );
   return h("table", { class: "settings" }, h("tbody", null, rows));
 }

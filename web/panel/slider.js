@@ -1,9 +1,19 @@
 /** Two pictures in one frame, parted by a line that is dragged or moved with the arrow keys. */
 
 import { h, on, setText } from "./dom.js";
+import { icon } from "./icons.js";
 import { picture } from "./picture.js";
 
-const STEPS = { ArrowLeft: -2, ArrowDown: -2, ArrowRight: 2, ArrowUp: 2, PageDown: -20, PageUp: 20, Home: -100, End: 100 };
+const STEPS = {
+  ArrowLeft: -2,
+  ArrowDown: -2,
+  ArrowRight: 2,
+  ArrowUp: 2,
+  PageDown: -20,
+  PageUp: 20,
+  Home: -100,
+  End: 100,
+};
 
 /**
  * A before/after comparison; with one picture only, that picture.
@@ -16,7 +26,18 @@ export function beforeAfter({ t, test = "before-after" }) {
   const left = picture({ class: "ba-before" });
   const leftLabel = h("span", { class: "ba-label start" });
   const rightLabel = h("span", { class: "ba-label end" });
-  const line = h("div", { class: "ba-line", role: "slider", tabindex: "0", "aria-valuemin": "0", "aria-valuemax": "100", "data-test": `${test}-line` });
+  const line = h(
+    "div",
+    {
+      class: "ba-line",
+      role: "slider",
+      tabindex: "0",
+      "aria-valuemin": "0",
+      "aria-valuemax": "100",
+      "data-test": `${test}-line`,
+    },
+  );
+  line.append(h("span", { class: "ba-grip" }, icon("back"), icon("chevron")));
   const root = h("div", { class: "ba", "data-test": test }, right.root, left.root, leftLabel, rightLabel, line);
   line.setAttribute("aria-label", t("slider.label"));
   const move = mover(root, line, t);

@@ -1,4 +1,4 @@
-/** What a training moved: a picture by layer and column, the parts of the model by their share, and all of it as a table. */
+/** What a training moved: a picture by layer and column, the parts of the model by their share, all of it as a table. */
 
 import { ApiError, newest } from "./api.js";
 import { combo, field, folded, spinner } from "./controls.js";
@@ -29,12 +29,29 @@ export class SpectrumSection {
     this.blocks = h("div", { class: "shares", "data-test": "spectrum-blocks" });
     this.table = h("div", { class: "table-scroll" });
     this.said = h("div", { role: "status" });
-    const asTable = folded({ title: t("spectrum.table"), test: "spectrum-table", onToggle: (open) => open && this.#drawTable() }, this.table);
+    const asTable = folded(
+      { title: t("spectrum.table"), test: "spectrum-table", onToggle: (open) => open && this.#drawTable() },
+      this.table,
+    );
     this.asTable = asTable;
-    this.picture = h("div", { class: "stack", hidden: true }, this.map.root, h("h3", null, t("spectrum.where")), this.blocks, asTable);
+    this.picture = h(
+      "div",
+      { class: "stack", hidden: true },
+      this.map.root,
+      h("h3", null, t("spectrum.where")),
+      this.blocks,
+      asTable,
+    );
     this.root = folded(
       { title: t("spectrum.title"), test: "spectrum-fold", onToggle: (open) => open && !this.data && this.#load() },
-      h("div", { class: "stack" }, h("p", { class: "muted" }, t("spectrum.about")), field({ label: t("spectrum.which"), control: this.which }).root, this.said, this.picture),
+      h(
+        "div",
+        { class: "stack" },
+        h("p", { class: "muted" }, t("spectrum.about")),
+        h("div", { class: "form-row" }, field({ label: t("spectrum.which"), control: this.which }).root),
+        this.said,
+        this.picture,
+      ),
     );
   }
 
@@ -75,7 +92,13 @@ export class SpectrumSection {
     const rows = blocks.map(({ block, share, layers }) => {
       const bar = h("span", { class: "share-fill", style: { width: `${(100 * share) / most}%` } });
       const title = this.t("spectrum.layers", { count: layers });
-      return h("div", { class: "share", title }, h("span", { class: "share-name" }, block), h("span", { class: "share-bar" }, bar), h("span", { class: "share-value number-text" }, this.formats.percent(share, 1)));
+      return h(
+        "div",
+        { class: "share", title },
+        h("span", { class: "share-name" }, block),
+        h("span", { class: "share-bar" }, bar),
+        h("span", { class: "share-value number-text" }, this.formats.percent(share, 1)),
+      );
     });
     clear(this.blocks, rows);
   }
@@ -91,7 +114,10 @@ export class SpectrumSection {
       h("td", null, this.formats.percent(layer.total, 3)),
       h("td", null, this.#strongest(layer)),
     ));
-    clear(this.table, h("table", { class: "settings" }, h("thead", null, h("tr", null, heads)), h("tbody", null, rows)));
+    clear(
+      this.table,
+      h("table", { class: "settings" }, h("thead", null, h("tr", null, heads)), h("tbody", null, rows)),
+    );
   }
 
   #strongest({ columns, widths, moved }) {
@@ -106,7 +132,10 @@ export class SpectrumSection {
 
   #say(layer, cell) {
     if (!layer) return this.t("spectrum.hint");
-    return this.t("spectrum.cell", { layer: layer.name, column: this.#columnText(cell), moved: this.formats.percent(cell.moved, 3) });
+    return this.t(
+      "spectrum.cell",
+      { layer: layer.name, column: this.#columnText(cell), moved: this.formats.percent(cell.moved, 3) },
+    );
   }
 
   destroy() {

@@ -30,14 +30,37 @@ export class Timeline {
   #build() {
     const { t } = this;
     this.stage = beforeAfter({ t, test: "sample" });
-    this.enlargeButton = iconButton({ label: t("timeline.enlarge"), icon: "open", onClick: () => this.#enlarge(), test: "sample-enlarge" });
+    this.enlargeButton = iconButton({
+      label: t("timeline.enlarge"),
+      icon: "open",
+      onClick: () => this.#enlarge(),
+      test: "sample-enlarge",
+    });
     this.stage.root.append(h("div", { class: "ba-tools" }, this.enlargeButton));
     this.title = h("div", { class: "grow timeline-prompt", "data-test": "sample-prompt" });
-    this.follow = button({ label: t("timeline.follow"), kind: "quiet", onClick: () => this.#choose(null), test: "sample-follow" });
+    this.follow = button({
+      label: t("timeline.follow"),
+      kind: "quiet",
+      onClick: () => this.#choose(null),
+      test: "sample-follow",
+    });
     this.prompts = h("div", { class: "prompt-picks", role: "group", "aria-label": t("timeline.prompts") });
-    this.range = h("input", { type: "range", class: "range", min: "0", step: "1", "aria-label": t("timeline.step"), "data-test": "sample-step" });
+    this.range = h(
+      "input",
+      {
+        type: "range",
+        class: "range",
+        min: "0",
+        step: "1",
+        "aria-label": t("timeline.step"),
+        "data-test": "sample-step",
+      },
+    );
     on(this.range, "input", () => this.#choose(this.#steps()[Number(this.range.value)].step));
-    this.strip = h("div", { class: "strip", role: "group", "aria-label": t("timeline.steps"), "data-test": "sample-strip" });
+    this.strip = h(
+      "div",
+      { class: "strip", role: "group", "aria-label": t("timeline.steps"), "data-test": "sample-strip" },
+    );
     this.empty = h("div", { class: "timeline-empty muted", "data-test": "samples-empty" });
     this.full = h(
       "div",
@@ -81,7 +104,17 @@ export class Timeline {
     this.prompts.hidden = this.rows.size < 2;
     const make = ([key, row]) => {
       const image = thumb(null);
-      const root = h("button", { type: "button", class: "prompt-pick", title: row[0].prompt, "data-test": "sample-prompt-pick", onClick: () => this.#pick(key) }, image);
+      const root = h(
+        "button",
+        {
+          type: "button",
+          class: "prompt-pick",
+          title: row[0].prompt,
+          "data-test": "sample-prompt-pick",
+          onClick: () => this.#pick(key),
+        },
+        image,
+      );
       root.setAttribute("aria-label", row[0].prompt);
       return {
         root,
@@ -100,7 +133,18 @@ export class Timeline {
     const make = (sample) => {
       const image = thumb(this.#address(sample.thumb));
       const label = h("span", { class: "strip-label" }, this.#label(sample.step));
-      const root = h("button", { type: "button", class: "strip-item", "data-test": "sample-item", "data-step": sample.step, onClick: () => this.#choose(sample.step) }, image, label);
+      const root = h(
+        "button",
+        {
+          type: "button",
+          class: "strip-item",
+          "data-test": "sample-item",
+          "data-step": sample.step,
+          onClick: () => this.#choose(sample.step),
+        },
+        image,
+        label,
+      );
       return {
         root,
         update: (now) => {
@@ -175,7 +219,9 @@ export class Timeline {
 
   #enlarge() {
     const steps = this.#steps();
-    const items = steps.map((sample) => ({ url: this.#address(sample.url), caption: `${this.#label(sample.step)} – ${sample.prompt}` }));
+    const items = steps.map(
+      (sample) => ({ url: this.#address(sample.url), caption: `${this.#label(sample.step)} – ${sample.prompt}` }),
+    );
     enlarge(this.root, { t: this.t, items, at: steps.indexOf(this.#chosen()) });
   }
 

@@ -8,8 +8,8 @@ import { icon } from "./icons.js";
 
 const KINDS = { finished: "ok", failed: "error", interrupted: "warn", stopped: "info" };
 const ICONS = { ok: "check", error: "error", warn: "warn", info: "info" };
-// What training again begins with, by the reason of the end.
-const ADVICE = { out_of_memory: "memory", diverged: "rate" };
+// What training again begins with, by the reason of the end: settings from those that failed.
+const ADVICE = { out_of_memory: ["memory", lighter], diverged: ["rate", slower] };
 
 /** The box at the top of a finished job's page. */
 export class Verdict {
@@ -25,10 +25,17 @@ export class Verdict {
     this.root = h("section", { class: "verdict-box", "data-test": "verdict" });
   }
 
-  /** @param {{summary: Object, detail: Object, state: Object}} news */
-  update({ summary, detail, state }) {
+  /** @param {{summary: Object, detail: Object, curve: import("./curve.js").Curve, state: Object}} news */
+  update({ summary, detail, curve, state }) {
     const can = state.host.can ?? [];
-    const stamp = JSON.stringify([summary.status, summary.reason, summary.text, summary.adapter, summary.resumable, can]);
+    const stamp = JSON.stringify([
+      summary.status,
+      summary.reason,
+      summary.text,
+      summary.adapter,
+      summary.resumable,
+      can,
+    ]);
     // Drawn only when it says something else, so that the focus stays on its buttons.
     if (stamp === this.stamp) return;
     this.stamp = stamp;
@@ -39,7 +46,13 @@ export class Verdict {
         "div",
         { class: `verdict ${kind}`, role: kind === "error" ? "alert" : null },
         icon(ICONS[kind]),
-        h("div", { class: "grow stack" }, this.#words(summary), this.#file(summary), this.#actions(summary, detail, can)),
+        h(
+          "div",
+          { class: "grow stack" },
+          this.#words(summary),
+          this.#file(summary),
+          this.#actions(summary, detail, can, curve),
+        ),
       ),
     );
   }
@@ -47,7 +60,7 @@ export class Verdict {
   #words(job) {
     const { t } = this;
     const facts = { step: this.formats.count(job.step), steps: this.formats.count(job.steps ?? job.step) };
-    const key = job.status === "finished" || job.status === "failed" ? job.reason ?? job.status : job.status;
+    const key = keyOf(job);
     return h(
       "div",
       null,
@@ -61,58 +74,90 @@ export class Verdict {
     if (!job.adapter) return null;
     const { name, bytes, path } = job.adapter;
     const size = h("span", { class: "muted" }, this.formats.bytes(bytes));
-    return h("div", { class: "row wrap", "data-test": "adapter" }, icon("file"), h("b", { class: "adapter-name", title: path }, name), size);
+    return h(
+      "div",
+      { class: "row wrap", "data-test": "adapter" },
+      icon("file"),
+      h("b", { class: "adapter-name", title: path }, name),
+      size,
+    );
   }
 
-  #actions(job, detail, can) {
-    const found = [...this.#useful(job, can), ...this.#goOn(job), ...this.#again(job)];
+  #actions(job, detail, can, curve) {
+    const again = this.#again(job, detail, curve);
+    const onward = job.status === "failed" ? [...again, ...this.#goOn(job)] : [...this.#goOn(job), ...again];
+    const use = this.#useful(job);
+    const found = job.status === "finished" ? [...use, ...onward] : [...onward, ...use];
+    if (can.includes("open")) found.push(
+      this.#button("done.open", "folder", "open-folder", () => act(this.ctx, `/jobs/${this.id}/open`)),
+    );
     // The first is what most people want next.
-    if (found.length && !job.adapter) found[0].classList.add("primary");
+    found[0].classList.add("primary");
     return h("div", { class: "row wrap actions" }, found);
   }
 
-  #useful(job, can) {
-    const { t, ctx } = this;
-    const { host } = ctx;
-    const found = [];
-    if (job.adapter && host.useInGraph) {
-      found.push(button({ label: t("done.use"), icon: "plus", kind: "primary", test: "use-in-graph", onClick: () => host.useInGraph(job.adapter.name) }));
-    } else if (job.adapter) {
-      found.push(
-        button({ label: t("done.copyName"), icon: "copy", kind: "primary", test: "copy-name", onClick: () => copyText(ctx, job.adapter.name) }),
-        button({ label: t("done.copyPath"), icon: "copy", test: "copy-path", onClick: () => copyText(ctx, job.adapter.path) }),
-      );
-    }
-    if (can.includes("open")) found.push(this.#button("done.open", "folder", "open-folder", () => act(ctx, `/jobs/${this.id}/open`)));
-    return found;
+  #useful({ adapter }) {
+    const { ctx } = this;
+    if (!adapter) return [];
+    if (ctx.host.useInGraph) return [
+      this.#button("done.use", "plus", "use-in-graph", () => ctx.host.useInGraph(adapter.name)),
+    ];
+    return [
+      this.#button("done.copyName", "copy", "copy-name", () => copyText(ctx, adapter.name)),
+      this.#button("done.copyPath", "copy", "copy-path", () => copyText(ctx, adapter.path)),
+    ];
   }
 
   #goOn(job) {
-    if (!job.resumable || job.status === "finished") return [];
+    if (job.status === "finished") return [];
     const { t } = this;
     const [, setting] = /--allow (\w+)/.exec(job.text ?? "") ?? [];
     if (setting) {
       const label = t("done.resumeAnyway", { setting: t.or(`settings.${setting}.label`, setting) });
       return [this.#button(null, "play", "resume-allow", () => this.#resume({ allow: [setting] }), label)];
     }
-    return [this.#button("done.resume", "play", "resume", () => this.#resume({}))];
+    return [this.#button(job.resumable ? "done.resume" : "done.begin", "play", "resume", () => this.#resume({}))];
   }
 
   #resume(body) {
     return act(this.ctx, `/jobs/${this.id}/resume`, body);
   }
 
-  #again(job) {
-    const hint = job.status === "failed" ? ADVICE[job.reason] : undefined;
-    const go = (params) => this.ctx.go("new", params);
-    const found = hint ? [this.#button(`done.again_${hint}`, "reset", `again-${hint}`, () => go({ again: this.id, hint }))] : [];
-    return [...found, this.#button("done.again", "refresh", "again", () => go({ again: this.id }))];
+  #again(job, { request, spec }, curve) {
+    const go = (changes) => this.ctx.go(
+      "new",
+      { request: { ...request, settings: { ...request.settings, ...changes } } },
+    );
+    const [name, change] = (job.status === "failed" && ADVICE[job.reason]) || [];
+    const again = this.#button("done.again", "refresh", "again", () => go({}));
+    if (!name) return [again];
+    return [this.#button(`done.again_${name}`, "reset", `again-${name}`, () => go(change(spec, curve))), again];
   }
 
   #button(key, shape, test, work, label = this.t(key)) {
     let run = work;
     const root = button({ label, icon: shape, test, onClick: (event) => run(event) });
-    run = busy(root, work);
+    // The work begins in the click itself: only then may it use the clipboard.
+    run = busy(root, async () => work());
     return root;
   }
+}
+
+/** Which words say how it ended. */
+function keyOf({ status, reason, step, resumable }) {
+  if (status === "stopped" && !step && !resumable) return "unbegun";
+  if (status === "interrupted" && !resumable) return "lost";
+  return status === "finished" || status === "failed" ? reason ?? status : status;
+}
+
+/** The same training with less memory: fewer pictures at once, activations computed twice. */
+function lighter({ batch_size: batch = 1, accumulation = 1 }) {
+  const halved = batch > 1 ? { batch_size: Math.floor(batch / 2), accumulation: accumulation * 2 } : {};
+  return { gradient_checkpointing: true, ...halved };
+}
+
+/** The same with a quarter of the learning rate, in round numbers; a preset's own rate is read off the curve. */
+function slower({ lr }, curve) {
+  const rate = lr ?? curve.lr.subarray(0, curve.count).reduce((top, value) => Math.max(top, value), 0);
+  return rate > 0 ? { lr: Number((rate / 4).toPrecision(1)) } : {};
 }
