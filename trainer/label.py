@@ -6,12 +6,21 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from ..spectral.adapter import Adapter
 from ..spectral.file import save
 from .base import Base
 from .folder import Folder
 from .spec import TrainSpec
+
+
+class Arguments(TypedDict):
+    """Of `save` and of `file_size` alike."""
+
+    base_name: str
+    trigger_words: tuple[str, ...]
+    metadata: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -25,14 +34,15 @@ class Label:
 
     def write(self, adapter: Adapter, path: Path, steps: int) -> Path:
         """Write the adapter file, whole or not at all. Raises AdapterFileError."""
-        return save(
-            adapter,
-            path,
-            base_name=self.base.name,
-            base_hash=self.base.file_hash,
-            trigger_words=(self.folder.trigger,) if self.folder.trigger else (),
-            metadata={key: str(value) for key, value in self._facts(adapter, steps).items() if value not in (None, "")},
-        )
+        return save(adapter, path, base_hash=self.base.file_hash, **self.arguments(adapter, steps))
+
+    def arguments(self, adapter: Adapter, steps: int) -> Arguments:
+        """What `save` is told beside the base's hash."""
+        return {
+            "base_name": self.base.name,
+            "trigger_words": (self.folder.trigger,) if self.folder.trigger else (),
+            "metadata": {k: str(v) for k, v in self._facts(adapter, steps).items() if v not in (None, "")},
+        }
 
     def _facts(self, adapter: Adapter, steps: int) -> dict[str, object]:
         spec = self.spec

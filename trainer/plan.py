@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..spectral.errors import SpectralError
+from ..spectral.layer import InjectedAdapter
 from . import files
 from .console import size_text
-from .dataset import Batch
+from .dataset import Batch, Dataset
 from .ending import is_out_of_memory, out_of_memory_text, smaller
 from .events import Notice, Phase, Plan
 from .memory import Estimate, estimate
 from .pictures import Size
 from .setup import DTYPES
+from .spec import TrainSpec
 
 if TYPE_CHECKING:
     from .run import Run
@@ -29,10 +32,10 @@ def make_plan(run: Run) -> Plan:
     """Rehearse a step and the saving, and say what the run needs. Raises SpectralError for what will not fit."""
     spec, setup, journal = run.spec, run.setup, run.journal
     journal.tell(Phase("estimating memory"))
-    expected, room = expected_memory(run), available(run.accelerator.device)
-    run.expected = expected.total
-    if room is not None and expected.total > room:
-        journal.tell(Notice(tight_text(run, expected.total, room)))
+    memory, room = expected(spec, setup.data, setup.adapters), available(run.accelerator.device)
+    run.expected = memory.total
+    if room is not None and memory.total > room:
+        journal.tell(Notice(tight_text(run, memory.total, room)))
     journal.tell(Phase("rehearsing a step"))
     step_seconds = _rehearse_step(run)
     file_bytes = _rehearse_saving(run) if run.accelerator.is_main_process else 0
@@ -48,8 +51,8 @@ def make_plan(run: Run) -> Plan:
         steps=spec.steps,
         epochs=spec.steps * forwards / setup.data.batches_per_epoch,
         batch=round(forwards * setup.data.sizes.total() / setup.data.batches_per_epoch, 1),
-        memory=expected.parts,
-        memory_bytes=expected.total,
+        memory=memory.parts,
+        memory_bytes=memory.total,
         free_bytes=room,
         step_seconds=step_seconds,
         seconds=step_seconds * left,
@@ -57,21 +60,24 @@ def make_plan(run: Run) -> Plan:
     )
 
 
-def expected_memory(run: Run) -> Estimate:
-    """What the run will hold at its peak, from its largest pictures."""
-    spec, setup = run.spec, run.setup
-    (width, height), count = heaviest(setup.data.sizes, spec.batch_size)
+def expected(
+    spec: TrainSpec, data: Dataset, adapters: Sequence[InjectedAdapter], fake: FakeTensorMode | None = None
+) -> Estimate:
+    """What a run will hold at its peak, from its largest pictures. fake: see `memory.estimate`."""
+    (width, height), count = heaviest(data.sizes, spec.batch_size)
     return estimate(
-        setup.base,
-        setup.adapters,
+        data.base,
+        adapters,
         batch_size=count,
         width=width,
         height=height,
+        gradient_checkpointing=spec.gradient_checkpointing,
         autocast=None if spec.precision == "fp32" else DTYPES[spec.precision],
         ema=bool(spec.ema),
-        trains_text=not setup.data.keeps_text,
-        makes_latents=not setup.data.keeps_latents,
+        trains_text=not data.keeps_text,
+        makes_latents=not data.keeps_latents,
         sample_pictures=int(bool(spec.sample_prompts)),
+        fake=fake,
     )
 
 

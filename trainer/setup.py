@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -87,14 +88,13 @@ def gather(spec: TrainSpec, accelerator: Accelerator, tell: Listener, base: Base
     base = base.to(accelerator.device)
     tell(Phase("checking the pictures"))
     sizes = sizes_for(spec, base)
-    others = [spec.run_folder, *filter(None, (spec.class_images, spec.validation_images, spec.cache_dir))]
     folder = scan(
         spec.images,
         trigger=spec.trigger,
         masks=spec.masks,
         alpha_masks=spec.alpha_masks,
         sizes=sizes,
-        exclude=others,
+        exclude=beside(spec),
         listen=tell,
     )
     held_out = scan(spec.validation_images, trigger=spec.trigger, sizes=sizes) if spec.validation_images else None
@@ -102,6 +102,11 @@ def gather(spec: TrainSpec, accelerator: Accelerator, tell: Listener, base: Base
         for notice in found.require(spec.skip_bad):
             tell(Notice(notice))
     return Material(base, folder, held_out)
+
+
+def beside(spec: TrainSpec) -> list[Path]:
+    """Folders that may lie among the pictures and hold something else."""
+    return [spec.run_folder, *filter(None, (spec.class_images, spec.validation_images, spec.cache_dir))]
 
 
 def set_up(
