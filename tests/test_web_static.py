@@ -95,6 +95,7 @@ def test_every_string_used_is_there_and_none_is_left_over():
         assert not missing, f"{path.name} uses {missing}, which locales/en/main.json lacks"
         used |= literal
         prefixes |= set(PREFIX.findall(text))
+    used.add("language")
     left = [key for key in known if key not in used and not key.startswith(tuple(prefixes))]
     assert not left, f"locales/en/main.json has {left}, which nothing uses"
 
@@ -108,10 +109,11 @@ def test_keys_are_written_out(path):
 
 
 def test_strings_of_other_languages_fill_in_the_same_names():
-    """A translation has no key that English lacks (the form's own words aside) and the same {names} in each."""
+    """A translation says its language, has no key that English lacks (the form's words aside), the same {names}."""
     known = strings()
     for path in sorted((ROOT / "locales").glob("*/main.json")):
         own = dict(flat(json.loads(read(path)).get("spectralAdapters", {}), ""))
+        assert own.get("language") == path.parent.name
         for key, text in own.items():
             if key.startswith("form."):
                 continue

@@ -37,5 +37,7 @@ export function translator(strings, lang = "en") {
  * @param {string} lang
  */
 export async function loadStrings(api, lang) {
-  return translator(await api.get(`/strings?lang=${encodeURIComponent(lang)}`), lang);
+  const strings = await api.get(`/strings?lang=${encodeURIComponent(lang)}`);
+  // The language that is there, which numbers and plurals then follow too.
+  return translator(strings, strings.language);
 }

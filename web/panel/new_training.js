@@ -113,7 +113,8 @@ class NewTraining {
     const format = formats(t.lang);
     const options = this.bases.map(({ name, kind, bytes }) => {
       const about = t(`base.kinds.${kind}`);
-      return { value: name, label: t("base.option", { name, kind: about, size: format.bytes(bytes) }) };
+      const size = bytes ? format.bytes(bytes) : "";
+      return { value: name, label: t("base.option", { name, about: [about, size].filter(Boolean).join(", ") }) };
     });
     const onChange = (base) => this.draft.change({ base });
     this.baseChoice = combo({ options, blank: t("base.choose"), onChange, test: "base" });
@@ -295,7 +296,7 @@ class NewTraining {
     this.deviceRow.hidden = devices.length < 2 && device === "auto";
     this.idle.set(options.wait_idle);
     this.unload.set(options.unload);
-    for (const row of this.hostRows) row.hidden = this.state.host.name === "standalone";
+    for (const row of this.hostRows) row.hidden = this.ctx.host.name !== "comfyui";
   }
 
   #request() {

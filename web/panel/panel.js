@@ -131,6 +131,7 @@ export class SpectralPanel extends HTMLElement {
     const toast = (kind, text) => (this.#host.toast ?? layer.show)(kind, text);
     const confirm = (text, { yes = t("yes"), danger = false } = {}) =>
       ask(this.shell, { text, yes, no: t("cancel"), danger });
+    this.shell.lang = t.lang;
     Object.assign(this.#ctx, { t, toast, confirm, go: (view, params) => this.go(view, params) });
     this.tabs = new Map(TABS.map((view) => [view, this.#tab(view, t(`tabs.${view}`))]));
     this.count = h("span", { class: "badge", hidden: true, "data-test": "jobs-count" });
