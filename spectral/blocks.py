@@ -29,7 +29,10 @@ _UNET: tuple[tuple[str, str, Area], ...] = (
     (r"middle_block_|mid_block_", "MID", "mid"),
     (r"output_blocks_(\d+)_", "OUT{:02d}", "up"),
     (r"up_blocks_(\d+)_", "UP{}", "up"),
+    (r"_conv_in$", "INPUT", "down"),
+    (r"_conv_out$|out_2$", "OUTPUT", "up"),
 )
+_ENDS = {"INPUT": -1, "OUTPUT": 1}
 # The first that is found in a name decides.
 _WORKS: tuple[tuple[str, Work], ...] = (
     ("_attn1_", "self-attention"),
@@ -58,9 +61,9 @@ class Place:
     work: Work
 
     @property
-    def order(self) -> tuple[int, str, int]:
+    def order(self) -> tuple[int, int, str, int]:
         """Sorts places as data passes them: text, down, mid, up."""
-        return AREAS.index(self.area), self.block, WORKS.index(self.work)
+        return AREAS.index(self.area), _ENDS.get(self.block, 0), self.block, WORKS.index(self.work)
 
 
 def place(layer: str, family: Family | None) -> Place:

@@ -194,6 +194,8 @@ def test_a_block_further_down_is_placed_there():
         ("lora_te_text_model_encoder_layers_3_self_attn_q_proj", "sd1", ("TE-03", "text", "text-attention")),
         ("lora_te2_text_model_encoder_layers_31_mlp_fc1", "sdxl", ("TE2-31", "text", "text-feed-forward")),
         ("lora_unet_up_blocks_1_attentions_0_proj_in", None, ("UP1", "up", "projection")),
+        ("lora_unet_conv_in", None, ("INPUT", "down", "convolution")),
+        ("lora_unet_conv_out", "sd1", ("OUTPUT", "up", "convolution")),
         ("something", None, ("", "other", "other")),
     ],
 )  # fmt: skip
@@ -211,8 +213,9 @@ def test_every_layer_of_every_family_has_its_place(family):
     assert {layer for layer, p in places.items() if p.work == "other"} == set()
     blocks = {p.block for p in places.values()}
     assert {"IN00", "IN01", "MID", "OUT00", "OUT08", "TIME"} <= blocks
-    outside = {layer.removeprefix("lora_unet_") for layer, p in places.items() if not p.block}
-    assert outside == ({"out_2"} if family == "sdxl" else {"conv_out"})
+    assert all(p.block and (p.area != "other" or p.block == "TIME") for p in places.values())
+    ordered = list(dict.fromkeys(p.block for p in sorted(places.values(), key=lambda p: p.order)))
+    assert ordered[-2:] == ["OUTPUT", "TIME"] and ordered.index("IN01") < ordered.index("MID") < ordered.index("OUT00")
     for layer, path in paths.items():
         assert ("attn1" in path) == (places[layer].work == "self-attention")
         assert ("attn2" in path) == (places[layer].work == "cross-attention")

@@ -62,8 +62,11 @@ def _bars(rows: list[tuple[str, float, str]]) -> list[str]:
 
 
 def _parts(row: dict) -> str:
+    """The three kinds of layers that moved most."""
     parts = sorted(row["kinds"].items(), key=lambda part: -part[1])
-    return ", ".join(f"{kind} {share:.1%}" for kind, share in parts) if len(parts) > 1 else parts[0][0]
+    if len(parts) == 1:
+        return parts[0][0]
+    return ", ".join(f"{kind} {share:.1%}" for kind, share in parts[:3]) + (", ..." if len(parts) > 3 else "")
 
 
 def _span(row: dict) -> str:
