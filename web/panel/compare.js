@@ -6,7 +6,8 @@ import { button, combo, note, spinner } from "./controls.js";
 import { Curve } from "./curve.js";
 import { clear, h } from "./dom.js";
 import { formats } from "./format.js";
-import { valueText } from "./settings_table.js";
+import { shown } from "./setting.js";
+import { settingLabel } from "./settings_table.js";
 import { beforeAfter } from "./slider.js";
 
 /**
@@ -63,18 +64,18 @@ class ComparePage {
     }
   }
 
-  #draw({ settings, runs }) {
+  #draw({ settings, runs, pairs }) {
     const { t } = this;
-    const shown = runs.map((run) => {
+    const drawn = runs.map((run) => {
       const curve = new Curve();
       curve.apply({ ...run.curve, validations: run.validations, reset: true });
       return { name: run.name, curve };
     });
-    const names = shown.map(({ name }) => name);
+    const names = drawn.map(({ name }) => name);
     // Two trainings of one name are told apart.
-    if (names[0] === names[1]) shown.forEach((run, i) => (run.name = `${run.name} (${"AB"[i]})`));
-    this.names = shown.map(({ name }) => name);
-    this.chart.show(shown);
+    if (names[0] === names[1]) drawn.forEach((run, i) => (run.name = `${run.name} (${"AB"[i]})`));
+    this.names = drawn.map(({ name }) => name);
+    this.chart.show(drawn);
     const curves = h(
       "section",
       { class: "card" },
@@ -85,7 +86,7 @@ class ComparePage {
     const differ = h("section", { class: "card" }, h("h2", null, t("compare.settings")), this.#settings(settings));
     clear(
       this.body,
-      h("div", { class: "job-columns" }, this.#samples(runs), h("div", { class: "stack" }, curves, differ)),
+      h("div", { class: "job-columns" }, this.#samples(pairs), h("div", { class: "stack" }, curves, differ)),
     );
   }
 
@@ -110,9 +111,9 @@ class ComparePage {
       ({ name, label, a, b }) => h(
         "tr",
         null,
-        h("th", { scope: "row" }, label ?? t.or(`settings.${name}.label`, name)),
-        h("td", null, valueText(a, t)),
-        h("td", null, valueText(b, t)),
+        h("th", { scope: "row" }, settingLabel(t, name, label)),
+        h("td", null, shown(a, t)),
+        h("td", null, shown(b, t)),
       ),
     );
     return h(
@@ -127,27 +128,39 @@ class ComparePage {
     );
   }
 
-  /** The last samples of the prompts that both have, one over the other. */
-  #samples(runs) {
+  /** The samples of the prompts that both have, one over the other. */
+  #samples(pairs) {
     const { t } = this;
-    const last = runs.map(({ samples }) => new Map(samples.map((sample) => [sample.prompt, sample])));
-    const shared = [...last[0].keys()].filter((prompt) => last[1].has(prompt));
+    const rowsOf = ({ prompt, steps }) => ({ prompt, rows: together(steps) });
+    const shared = pairs.map(rowsOf).filter(({ rows }) => rows.length);
     const section = h("section", { class: "card stack" }, h("h2", null, t("compare.samples")));
     if (!shared.length) {
       section.append(h("p", { class: "muted" }, t("compare.noShared")));
       return section;
     }
     const stage = beforeAfter({ t, test: "compare-samples" });
-    const show = (prompt) => stage.show(...last.map((found, i) => this.#side(found.get(prompt), this.names[i])));
-    const pick = combo({
-      options: shared,
-      value: shared[0],
-      label: t("grid.prompts"),
-      test: "compare-prompt",
-      onChange: show,
-    });
-    show(shared[0]);
-    section.append(pick.root, stage.root);
+    const range = h(
+      "input",
+      { type: "range", class: "range", min: "0", "aria-label": t("timeline.step"), "data-test": "compare-step" },
+    );
+    let rows = [];
+    const show = () => {
+      const { a, b } = rows[Number(range.value)];
+      stage.show(this.#side(a, this.names[0]), this.#side(b, this.names[1]));
+      range.setAttribute("aria-valuetext", t("timeline.at", { step: this.formats.count(b.step) }));
+    };
+    const choose = (index) => {
+      rows = shared[Number(index)].rows;
+      range.max = String(rows.length - 1);
+      range.value = range.max;
+      range.hidden = rows.length < 2;
+      show();
+    };
+    range.addEventListener("input", show);
+    const options = shared.map(({ prompt }, i) => ({ value: String(i), label: prompt }));
+    const pick = combo({ options, value: "0", label: t("grid.prompts"), test: "compare-prompt", onChange: choose });
+    choose(0);
+    section.append(pick.root, stage.root, range);
     return section;
   }
 
@@ -162,4 +175,14 @@ class ComparePage {
     this.gone.abort();
     this.chart.destroy();
   }
+}
+
+/** The steps that both have, and at the end the last of each: nobody trains two runs alike only to compare them. */
+function together(steps) {
+  const both = steps.filter(({ a, b }) => a && b);
+  const a = steps.findLast((row) => row.a)?.a;
+  const b = steps.findLast((row) => row.b)?.b;
+  if (!a || !b) return [];
+  const last = both.at(-1);
+  return last && last.a === a && last.b === b ? both : [...both, { a, b }];
 }

@@ -8,7 +8,7 @@ import { ExportSection } from "./export.js";
 import { formats } from "./format.js";
 import { GridSection } from "./grid.js";
 import { jobHead, logTail, noticeList } from "./job_head.js";
-import { settingsTable } from "./settings_table.js";
+import { settingsTables } from "./settings_table.js";
 import { SpectrumSection } from "./spectrum.js";
 import { Timeline } from "./timeline.js";
 import { Verdict } from "./verdict.js";
@@ -45,10 +45,10 @@ export class DoneView {
     const side = h("div", { class: "stack" }, this.curve, this.notices.root);
     this.columns = h("div", { class: "job-columns" }, this.samples, side);
     this.folder = h("code", { class: "path" });
-    this.settings = h("div", { class: "settings-box" });
+    this.settings = settingsTables(ctx);
     const more = folded(
-      { title: t("done.settings"), test: "settings-fold" },
-      this.settings,
+      { title: t("done.settings"), test: "settings-fold", onToggle: (open) => open && this.settings.open() },
+      this.settings.root,
       h("p", { class: "muted small" }, t("done.folder"), " ", this.folder),
     );
     this.root = h(
@@ -104,7 +104,7 @@ export class DoneView {
     this.notices.update(detail.notices);
     this.grid.root.hidden = this.export.root.hidden = this.spectrum.root.hidden = !learned;
     if (learned) for (const part of [this.grid, this.export, this.spectrum]) part.update(news);
-    this.#drawSettings(detail);
+    this.settings.update(detail.spec);
     setText(this.folder, detail.folder);
     this.log.update(detail.log);
     this.#offerOthers(state);
@@ -120,13 +120,6 @@ export class DoneView {
       before: this.formats.loss(before),
     };
     return this.t(first === 0 ? "done.bestBefore" : "done.best", facts);
-  }
-
-  #drawSettings(detail) {
-    const stamp = JSON.stringify(detail.spec);
-    if (stamp === this.settingsStamp) return;
-    this.settingsStamp = stamp;
-    clear(this.settings, settingsTable(detail.spec, this.t));
   }
 
   #offerOthers(state) {

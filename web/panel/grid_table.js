@@ -30,6 +30,9 @@ export class GridTable {
     this.news = news;
     this.cells = new Map(grid.cells.map((cell) => [place(cell), cell]));
     const stamp = JSON.stringify(grid.axes);
+    // A grid that waits has no axes yet.
+    this.root.hidden = !grid.axes.prompts.length;
+    if (this.root.hidden) return;
     if (stamp !== this.stamp) this.#build(grid.axes);
     this.stamp = stamp;
     this.#fill();

@@ -7,6 +7,7 @@ import { formats } from "./format.js";
 import { setThumb, thumb } from "./picture.js";
 import { Reorder } from "./reorder.js";
 import { aboutText, badge, ended, phaseText } from "./status.js";
+import { endingOf } from "./verdict.js";
 
 const PAGE = 40;
 
@@ -210,7 +211,7 @@ class JobRow {
 
   #said(job, over) {
     const { t } = this;
-    if (job.status === "failed") return t(`verdict.${job.reason ?? "failed"}.title`, job);
+    if (job.status === "failed") return t(`verdict.${endingOf(job)}.title`, job);
     if (job.status === "queued") return job.text;
     if (job.adapter) return `${job.adapter.name}, ${this.formats.bytes(job.adapter.bytes)}`;
     const steps = { step: this.formats.count(job.step ?? 0), steps: this.formats.count(job.steps ?? 0) };

@@ -3,7 +3,7 @@
 import { act } from "./act.js";
 import { Chart } from "./chart.js";
 import { busy, button, folded, note, progressBar } from "./controls.js";
-import { h, setText } from "./dom.js";
+import { clear, h, setText } from "./dom.js";
 import { formats } from "./format.js";
 import { jobHead, logTail, noticeList } from "./job_head.js";
 import { phaseText } from "./status.js";
@@ -39,7 +39,17 @@ export class RunningView {
     const curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root);
     const side = h("div", { class: "stack" }, curve, this.notices.root);
     this.body = h("div", { class: "job-columns" }, samples, side);
-    this.root = h("div", { class: "stack" }, this.head.root, this.#progress(), this.silent, this.body, this.log.root);
+    this.plan = h("section", { class: "card", hidden: true, "data-test": "plan" });
+    this.root = h(
+      "div",
+      { class: "stack" },
+      this.head.root,
+      this.#progress(),
+      this.silent,
+      this.plan,
+      this.body,
+      this.log.root,
+    );
   }
 
   #progress() {
@@ -106,6 +116,8 @@ export class RunningView {
     this.#updateButtons(summary);
     const waiting = summary.status === "queued";
     this.body.hidden = waiting && !detail.samples.length && !curve.count;
+    this.plan.hidden = !this.body.hidden;
+    this.#drawPlan(detail);
     this.silent.hidden = !summary.unresponsive;
     this.timeline.update(detail.samples, summary.best?.step ?? null);
     if (this.shown !== curve) this.chart.show([{ curve, name: summary.name }]);
@@ -113,6 +125,22 @@ export class RunningView {
     this.shown = curve;
     this.notices.update(detail.notices);
     this.log.update(detail.log);
+  }
+
+  /** What a waiting training is going to do. */
+  #drawPlan({ request, spec, prompts }) {
+    if (this.plan.hidden || this.plan.childElementCount) return;
+    const { t } = this;
+    const rows = [
+      [t("running.pictures"), request.dataset],
+      [t("running.base"), request.base],
+      [t("running.method"), spec.method && t.or(`form.methods.${spec.method}.title`, spec.method)],
+      [t("running.trigger"), spec.trigger],
+      [t("running.steps"), spec.steps && this.formats.count(spec.steps)],
+      [t("timeline.prompts"), prompts.join("\n")],
+    ].filter(([, value]) => value);
+    const cells = rows.map(([name, value]) => h("tr", null, h("th", { scope: "row" }, name), h("td", null, value)));
+    clear(this.plan, h("h2", null, t("running.plan")), h("table", { class: "settings" }, h("tbody", null, cells)));
   }
 
   #updateProgress(job, state) {

@@ -1,4 +1,4 @@
-/** What a training moved: a picture by layer and column, the parts of the model by their share, all of it as a table. */
+/** What a training moved: a picture by layer and column, shares by the parts of the model, all of it as a table. */
 
 import { ApiError, newest } from "./api.js";
 import { combo, field, folded, spinner } from "./controls.js";

@@ -35,6 +35,6 @@ export function phaseText(job, t, formats) {
 
 /** What a training was made with, in a few words. */
 export function aboutText(job, t) {
-  const method = job.method ? t.or(`methods.${job.method}`, job.method) : null;
+  const method = job.method ? t.or(`form.methods.${job.method}.title`, job.method) : null;
   return [job.base, method, job.trigger ? `“${job.trigger}”` : null].filter(Boolean).join(" · ");
 }

@@ -5,9 +5,13 @@ import { busy, button } from "./controls.js";
 import { clear, h } from "./dom.js";
 import { formats } from "./format.js";
 import { icon } from "./icons.js";
+import { settingLabel } from "./settings_table.js";
+import { useAdapter } from "./use_kept.js";
 
 const KINDS = { finished: "ok", failed: "error", interrupted: "warn", stopped: "info" };
 const ICONS = { ok: "check", error: "error", warn: "warn", info: "info" };
+// Reasons that say more than the status.
+const REASONS = new Set(["converged", "diverged", "out_of_memory"]);
 // What training again begins with, by the reason of the end: settings from those that failed.
 const ADVICE = { out_of_memory: ["memory", lighter], diverged: ["rate", slower] };
 
@@ -60,7 +64,7 @@ export class Verdict {
   #words(job) {
     const { t } = this;
     const facts = { step: this.formats.count(job.step), steps: this.formats.count(job.steps ?? job.step) };
-    const key = keyOf(job);
+    const key = endingOf(job);
     return h(
       "div",
       null,
@@ -89,7 +93,7 @@ export class Verdict {
     const use = this.#useful(job);
     const found = job.status === "finished" ? [...use, ...onward] : [...onward, ...use];
     if (can.includes("open")) found.push(
-      this.#button("done.open", "folder", "open-folder", () => act(this.ctx, `/jobs/${this.id}/open`)),
+      this.#button("open", "folder", "open-folder", () => act(this.ctx, `/jobs/${this.id}/open`)),
     );
     // The first is what most people want next.
     found[0].classList.add("primary");
@@ -100,11 +104,11 @@ export class Verdict {
     const { ctx } = this;
     if (!adapter) return [];
     if (ctx.host.useInGraph) return [
-      this.#button("done.use", "plus", "use-in-graph", () => ctx.host.useInGraph(adapter.name)),
+      this.#button("use", "plus", "use-in-graph", () => useAdapter(ctx, adapter.name)),
     ];
     return [
-      this.#button("done.copyName", "copy", "copy-name", () => copyText(ctx, adapter.name)),
-      this.#button("done.copyPath", "copy", "copy-path", () => copyText(ctx, adapter.path)),
+      this.#button("copyName", "copy", "copy-name", () => copyText(ctx, adapter.name)),
+      this.#button("copyPath", "copy", "copy-path", () => copyText(ctx, adapter.path)),
     ];
   }
 
@@ -113,10 +117,10 @@ export class Verdict {
     const { t } = this;
     const [, setting] = /--allow (\w+)/.exec(job.text ?? "") ?? [];
     if (setting) {
-      const label = t("done.resumeAnyway", { setting: t.or(`settings.${setting}.label`, setting) });
+      const label = t("done.resumeAnyway", { setting: settingLabel(t, setting) });
       return [this.#button(null, "play", "resume-allow", () => this.#resume({ allow: [setting] }), label)];
     }
-    return [this.#button(job.resumable ? "done.resume" : "done.begin", "play", "resume", () => this.#resume({}))];
+    return [this.#button(job.resumable ? "resume" : "begin", "play", "resume", () => this.#resume({}))];
   }
 
   #resume(body) {
@@ -129,12 +133,12 @@ export class Verdict {
       { request: { ...request, settings: { ...request.settings, ...changes } } },
     );
     const [name, change] = (job.status === "failed" && ADVICE[job.reason]) || [];
-    const again = this.#button("done.again", "refresh", "again", () => go({}));
+    const again = this.#button("again", "refresh", "again", () => go({}));
     if (!name) return [again];
-    return [this.#button(`done.again_${name}`, "reset", `again-${name}`, () => go(change(spec, curve))), again];
+    return [this.#button(`again_${name}`, "reset", `again-${name}`, () => go(change(spec, curve))), again];
   }
 
-  #button(key, shape, test, work, label = this.t(key)) {
+  #button(key, shape, test, work, label = this.t(`done.${key}`)) {
     let run = work;
     const root = button({ label, icon: shape, test, onClick: (event) => run(event) });
     // The work begins in the click itself: only then may it use the clipboard.
@@ -143,11 +147,12 @@ export class Verdict {
   }
 }
 
-/** Which words say how it ended. */
-function keyOf({ status, reason, step, resumable }) {
+/** Which words say how a job ended. */
+export function endingOf({ status, reason, step, resumable }) {
   if (status === "stopped" && !step && !resumable) return "unbegun";
+  if (status === "stopped" && (reason === "killed" || !resumable)) return "ended";
   if (status === "interrupted" && !resumable) return "lost";
-  return status === "finished" || status === "failed" ? reason ?? status : status;
+  return REASONS.has(reason) && (status === "finished" || status === "failed") ? reason : status;
 }
 
 /** The same training with less memory: fewer pictures at once, activations computed twice. */
