@@ -72,9 +72,14 @@ def train(
 def make_accelerator(spec: TrainSpec) -> Accelerator:
     """accelerate's view of the processes and the device. Raises SettingError for fp16 without a GPU."""
     accelerator = Accelerator(cpu=spec.device == "cpu", mixed_precision="no")
-    if spec.precision == "fp16" and accelerator.device.type == "cpu":
-        raise SettingError("precision=fp16 needs a GPU, and this run is on the CPU; use bf16 or fp32")
+    check_precision(spec, accelerator.device.type)
     return accelerator
+
+
+def check_precision(spec: TrainSpec, device: str) -> None:
+    """Raise SettingError for fp16 on a device of the type "cpu"."""
+    if spec.precision == "fp16" and device == "cpu":
+        raise SettingError("precision=fp16 needs a GPU, and this run is on the CPU; use bf16 or fp32")
 
 
 def resume_facts(spec: TrainSpec, material: Material, accelerator: Accelerator) -> dict[str, object]:

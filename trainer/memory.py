@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +26,9 @@ from ..spectral.basis import Basis
 from ..spectral.layer import InjectedAdapter
 from .base import Base, Text
 from .flops import flops
+from .speed import Work
 
 ADAMW_BYTES = 8  # two moments in float32 for every parameter
-
-
-class Work(NamedTuple):
-    """flops: multiplications and additions, each as one. calls: operations, each of which costs its start."""
-
-    flops: int
-    calls: int
 
 
 @dataclass(frozen=True)

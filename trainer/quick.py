@@ -26,12 +26,13 @@ from .decode import header_size
 from .folder import Finding, Picture, scan
 from .label import Label
 from .layering import base_kind
-from .memory import Estimate, Work
+from .memory import Estimate
 from .models import load_base
 from .pictures import Size
 from .plan import expected, heaviest
 from .setup import DTYPES, begin, beside
 from .spec import TrainSpec
+from .speed import Work
 
 _BASES = 2  # kept; SDXL's modules take some ten megabytes without their weights
 _ANSWERS = 64
@@ -140,7 +141,7 @@ class Quick:
                 adapter.remove()
 
     def _cost(self, spec: TrainSpec, parts: Sequence[tuple[Part, InjectedAdapter]], data: Dataset) -> Cost:
-        key = _key(spec, data)
+        key = cost_key(spec, data.sizes)
         if key not in self._costs:
             memory = expected(spec, data, [adapter for _, adapter in parts], self._fake)
             _keep(self._costs, key, Cost(memory, _of_step(memory.work, spec), key), _ANSWERS)
@@ -159,11 +160,11 @@ class Quick:
         return (None if kept[1] is None else Picture(path, "", 1, kept[1], name, name)), []
 
 
-def _key(spec: TrainSpec, data: Dataset) -> str:
-    """The same for all runs whose steps are alike."""
+def cost_key(spec: TrainSpec, sizes: Mapping[Size, int]) -> str:
+    """The same for all runs whose steps are alike. sizes: how many pictures of each there are."""
     facts = {name: value for name, value in spec.as_json().items() if name not in _ASIDE}
     facts |= {name: bool(facts[name]) for name in ("sample_prompts", "class_prompt", "dco_beta", "ema")}
-    text = json.dumps([facts, heaviest(data.sizes, spec.batch_size)], sort_keys=True)
+    text = json.dumps([facts, heaviest(sizes, spec.batch_size)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
