@@ -117,6 +117,8 @@ def upload(page, tmp_path) -> None:
     page.set_input_files(at("upload-input"), [*map(str, FISH), str(broken)])
     see(page, "upload-errors", "broken.png")
     sync_api.expect(page.locator(at("picture"))).to_have_count(5)
+    # Chromium itself writes a refused request to the console.
+    assert page.faults.pop().startswith("Failed to load resource")
 
 
 def edit_captions(page, folder: Path) -> None:

@@ -14,6 +14,12 @@ function item(name, shape, label) {
   return { root, value };
 }
 
+/** What the memory is for, a line for each part. */
+function parts(memory, format) {
+  const largest = Object.entries(memory ?? {}).sort(([, a], [, b]) => b - a);
+  return largest.map(([name, bytes]) => `${name.replaceAll("_", " ")}: ${format.bytes(bytes)}`).join("\n");
+}
+
 /**
  * @param {import("./panel.js").Ctx} ctx
  * @param {() => Object|null} request the request to estimate, null while base or pictures are missing
@@ -57,7 +63,9 @@ export function estimateBar({ t, api }, request) {
     setText(items.time.value, found.seconds > 0 ? format.duration(found.seconds) : t("estimate.unknown"));
     setText(items.file.value, format.bytes(found.file_bytes));
     setText(items.parameters.value, compact.format(found.parameters));
-    for (const [name, { root: part }] of Object.entries(items)) part.title = found.sources?.[name] ?? "";
+    items.time.root.title = t(`estimate.time_from.${found.sources?.time ?? "unknown"}`);
+    items.memory.root.title = parts(found.memory, format);
+    items.parameters.root.title = format.count(found.parameters);
     say(over ? t("estimate.too_much") : "", over);
   };
   const ask = async () => {

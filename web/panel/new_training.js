@@ -309,8 +309,8 @@ class NewTraining {
   #estimable() {
     const { base, dataset } = this.draft.values;
     if (!base || !dataset || this.faults.size || this.check === null) return null;
-    const request = this.#request();
-    return { ...request, name: request.name || this.ctx.t("name.unnamed") };
+    // The name costs nothing; what is wrong with it is said by Train.
+    return { ...this.#request(), name: "estimate" };
   }
 
   /** What is missing: [sentence, control to go to]. */
