@@ -295,6 +295,8 @@ def test_an_adapter_that_cannot_be_read_is_said_before_any_picture(made, base, t
         ({"size": [64, 10_000]}, "size"),
         ({"guidance": "high"}, "guidance"),
         ({"base": ""}, "base"),
+        ({"precision": "fp8"}, "precision"),
+        ({"prediction": 3}, "prediction"),
         ({"command": "rm"}, "command"),
     ],
 )

@@ -139,10 +139,11 @@ def _make(table: _Table, task: Task, base: Base | None, cache: BasisCache | None
     wanted = table.wanted
     task.tell(Phase("loading"))
     layers = set().union(*(_layers(row) for row in wanted.adapters))  # every file is read before the first picture
+    device = _device(wanted)
     given, base = base, base or _load(wanted)
     dial = Dial(base, layers, cache=cache or BasisCache(), stop=task.stop)
     if given is None:
-        base.cast(DTYPES[wanted.precision]).to(_device(wanted))
+        base.cast(DTYPES[wanted.precision]).to(device)
     task.tell(Phase("sampling"))
     try:
         stopped = not _fill(table, dial, base, task)

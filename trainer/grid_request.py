@@ -8,7 +8,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
@@ -16,6 +16,7 @@ from ..spectral.errors import SettingError
 from .checkpoint import ADAPTER, Checkpoints, fault, step_of
 from .event_log import curve
 from .sample_files import read_samples
+from .spec import Precision, Prediction
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.25)
 FINAL = "final"
@@ -55,8 +56,8 @@ class GridRequest:
     guidance: float = 7.5
     negative: str = ""
     tokenizer: str | None = None
-    prediction: str = "auto"
-    precision: str = "fp32"
+    prediction: Prediction = "auto"
+    precision: Precision = "fp32"
     device: str = "auto"
 
     @classmethod
@@ -108,9 +109,12 @@ class GridRequest:
         _text("negative", self.negative)
         if self.size is not None and len(self.size) != 2:
             raise SettingError(f"grid: found size={self.size}, expected width and height")
-        for name in ("base", "prediction", "precision", "device"):
+        for name in ("base", "device"):
             if not isinstance(value := getattr(self, name), str) or not value:
                 raise SettingError(f"grid: found {name}={value!r}, expected a text")
+        for name, choices in (("prediction", get_args(Prediction)), ("precision", get_args(Precision))):
+            if (value := getattr(self, name)) not in choices:
+                raise SettingError(f"grid: found {name}={value!r}, expected one of {', '.join(choices)}")
         if self.pictures > MOST_PICTURES:
             raise SettingError(
                 f"grid: found {self.pictures} pictures to make, expected at most {MOST_PICTURES}; take fewer "
