@@ -37,7 +37,9 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 # Pictures in formats that are not read here: said, so that nobody wonders where they are.
 _FOREIGN = (".gif", ".heic", ".heif", ".jxl", ".psd", ".svg", ".tga", ".jp2", ".dng", ".cr2", ".nef", ".arw", ".mp4")
 MOST_REPEATS = 10_000  # a larger number before an underscore is a date
+_REPEATED = r"(\d{1,9})_(.+)"
 _CAPTION_BYTES = 1 << 16
+_PICTURE_BYTES = 1 << 30
 _MOST_ENLARGED = 2.0
 _LONGEST = 4.0  # aspect ratio from which the share that is cut away is said
 _NAMED = 20  # files of one kind that a notice names
@@ -226,14 +228,19 @@ def _entries(folder: Path, findings: list[Finding]) -> list[Path]:
 
 
 def _repeats(folder: Path, findings: list[Finding]) -> tuple[int, str]:
-    """Repeats and class token from a name like `10_dog`; 1 and the name itself for any other."""
+    """See `repeats_of`; a number that is too large is said."""
     name = folder.resolve().name
-    match = re.fullmatch(r"(\d+)_(.+)", name)
+    match = re.fullmatch(_REPEATED, name)
     if match and int(match[1]) > MOST_REPEATS:
         text = f"the number in its name is above {MOST_REPEATS} and not taken as repeats"
         findings.append(Finding(folder, "ignored", text, False))
-        match = None
-    return (int(match[1]), match[2].replace("_", " ")) if match else (1, name.replace("_", " "))
+    return repeats_of(name) or (1, name.replace("_", " "))
+
+
+def repeats_of(name: str) -> tuple[int, str] | None:
+    """Repeats and class token from a folder's name like `10_dog`; None for any other."""
+    match = re.fullmatch(_REPEATED, name)
+    return (int(match[1]), match[2].replace("_", " ")) if match and int(match[1]) <= MOST_REPEATS else None
 
 
 def _decode_all(
@@ -254,6 +261,8 @@ def examine_file(path: Path, alpha_masks: bool) -> tuple[Picture | None, list[Fi
     if path.exists() and not path.is_file():
         return None, [Finding(path, "unreadable", "is no ordinary file", True)]
     try:
+        if (size := path.stat().st_size) > _PICTURE_BYTES:
+            return None, [Finding(path, "too large", f"{size >> 20} MB; no picture that can be used is so large", True)]
         blob = path.read_bytes()
     except OSError as error:
         return None, [Finding(path, "unreadable", f"cannot be read ({error.strerror or error})", True)]
@@ -302,10 +311,7 @@ class _Captions:
     def __init__(self, room: _Room, trigger: str):
         self.room, self.trigger = room, trigger
         self.fallback = trigger or room.name
-        self.files = {
-            suffix: {p.stem: p for p in reversed(room.files) if p.suffix.lower() == suffix}
-            for suffix in CAPTION_SUFFIXES
-        }
+        self.files = caption_files(room.files)
         self.without: list[Path] = []
 
     def give(self, picture: Picture) -> tuple[Picture, list[Finding]]:
@@ -333,6 +339,14 @@ class _Captions:
         for path in sorted(p for paths in self.files.values() for p in paths.values()):
             if path.stem not in stems:
                 yield Finding(path, "ignored", "a caption without a picture of its name", False)
+
+
+def caption_files(files: list[Path]) -> dict[str, dict[str, Path]]:
+    """Suffix -> picture's name without suffix -> caption file; what the first suffix has counts."""
+    return {
+        suffix: {path.stem: path for path in reversed(files) if path.suffix.lower() == suffix}
+        for suffix in CAPTION_SUFFIXES
+    }
 
 
 def read_caption(path: Path) -> tuple[str, str]:
