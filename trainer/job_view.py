@@ -31,7 +31,7 @@ def summary(entry: Entry, course: Course) -> dict[str, Any]:
         "base": job.request.get("base") or _base_name(job.spec.get("base")),
         **{name: job.spec.get(name) for name in ("method", "preset", "trigger")},
         "step": seen["step"] or state.step or 0,
-        "steps": seen["steps"] or job.spec.get("steps"),
+        "steps": seen["steps"] or (job.spec.get("steps") if job.kind == "train" else None),
         **{name: seen[name] for name in _SEEN},
         "resumable": bool(state.resumable),
         "adapter": None if job.kind == "grid" else adapter(state.adapter),

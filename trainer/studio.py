@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..spectral.errors import SettingError
-from . import job_view
+from . import files, job_view
 from .estimates import Estimates
 from .jobs.course import Course
 from .jobs.job import ACTIVE, SILENT
 from .jobs.job import Options as JobOptions
+from .places import SUFFIX, check_name, inside
 
 if TYPE_CHECKING:
     from .compare import Side
@@ -50,7 +51,7 @@ class Studio:
         self.places, self.host = places, host
         self.store = JobStore(places.home)
         self.supervisor = Supervisor(self.store, host, devices)
-        self.estimator = Estimator()
+        self.estimator = Estimator(places.home)
         self._estimates = Estimates()
         self._courses: dict[str, Course] = {}
         self._seen: dict[str, _Seen] = {}
@@ -90,8 +91,7 @@ class Studio:
                 digest=same,
             )
         self.supervisor.wake()
-        renamed = spec.out.stem != request.name
-        return entry, f"{request.name} exists already; this one becomes {spec.out.name}." if renamed else ""
+        return entry, _renamed(request.name, spec.out)
 
     def resume(self, id: str, allow: tuple[str, ...] = ()) -> None:
         """Queue a stopped or interrupted training again; `allow` names settings whose new values are accepted."""
@@ -152,8 +152,9 @@ class Studio:
         from .request import resolve
 
         spec = resolve(request, self.places, self._taken()).as_json()
-        key = json.dumps(spec, sort_keys=True)
-        return self._estimates.ask(key, lambda: self.estimator.ask(spec))
+        unload = request.options.unload
+        key = json.dumps([spec, request.device, unload], sort_keys=True)
+        return self._estimates.ask(key, lambda: self.estimator.ask(spec, request.device, unload=unload))
 
     def curve(self, id: str, after: int = 0, generation: int | None = None) -> dict[str, Any]:
         """A job's curve from a point on, see `Course.curve`. Raises UnknownJob."""
@@ -190,13 +191,33 @@ class Studio:
     def adapter_of(self, entry: Entry, checkpoint: str) -> Path:
         """The adapter file of a checkpoint's name, or the finished one. Raises SettingError where it is not there."""
         from .checkpoint import ADAPTER
-        from .places import inside
 
         made = _made(entry) if checkpoint == FINAL else inside(entry.run, "checkpoints", checkpoint, ADAPTER)
         if made is None or not made.is_file():
             said = "finished adapter" if checkpoint == FINAL else f"checkpoint {checkpoint}"
             raise SettingError(f"{entry.job.name}: found no {said}; expected one that the run has kept")
         return made
+
+    def keep(self, id: str, checkpoint: str) -> str:
+        """Make a checkpoint's adapter a file among the finished ones, for the loader; its name there.
+
+        One that is there already is not written again. Raises SettingError, SpectralError.
+        """
+        entry = self._training(id)
+        source = self.adapter_of(entry, checkpoint)
+        if checkpoint == FINAL:
+            return source.name
+        name = f"{Path(entry.job.spec['out']).stem}-{checkpoint}"
+        with self._creating:
+            data, there = source.read_bytes(), inside(self.places.adapters, f"{name}{SUFFIX}")
+            if there.is_file() and there.read_bytes() == data:
+                return there.name
+            out = self.places.free_out(name, self._taken())
+            try:
+                files.write_bytes(out, data)
+            except OSError as error:
+                raise files.refusal("writing the adapter", out, error, "Free some space") from error
+        return out.name
 
     def grid(self, id: str) -> dict[str, Any]:
         """A grid's axes and the pictures made so far."""
@@ -298,6 +319,12 @@ def _key(entry: Entry) -> tuple[Any, ...]:
 def _made(entry: Entry) -> Path | None:
     """The finished adapter, where it is there."""
     return None if entry.state.adapter is None else Path(entry.state.adapter)
+
+
+def _renamed(wanted: str, out: Path) -> str:
+    """What to tell someone whose adapter gets another name than was asked for."""
+    name = check_name(wanted.removesuffix(SUFFIX), "name")
+    return "" if out.stem == name else f"{name}{SUFFIX} exists already, or will; this one becomes {out.name}."
 
 
 def _free(path: Path, taken: Collection[Path]) -> Path:

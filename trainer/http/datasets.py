@@ -37,7 +37,7 @@ def thumb(studio: Studio, call: Call) -> Picture:
 
 def check(studio: Studio, call: Call) -> dict[str, Any]:
     """What a training would find in a dataset."""
-    return datasets.check(studio.places, call.text("id"), call.table("settings"))
+    return datasets.check(studio.places, call.text("id"), call.table("settings"), call.text("base", ""))
 
 
 def create(studio: Studio, call: Call) -> dict[str, Any]:

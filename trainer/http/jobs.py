@@ -92,6 +92,11 @@ def export(studio: Studio, call: Call) -> dict[str, Any]:
     return {"id": studio.create_export(call.path["id"], asked).id}
 
 
+def keep(studio: Studio, call: Call) -> dict[str, Any]:
+    """Put a checkpoint's adapter among the finished ones."""
+    return {"adapter": studio.keep(call.path["id"], call.text("checkpoint"))}
+
+
 def order(studio: Studio, call: Call) -> dict[str, Any]:
     """Bring the waiting jobs into an order."""
     studio.reorder(call.texts("order"))
@@ -112,5 +117,6 @@ ROUTES = (
     Route("POST", "/jobs/{id}/open", open_),
     Route("POST", "/jobs/{id}/grid", grid, _GRID),
     Route("POST", "/jobs/{id}/export", export, ("rank", "checkpoint")),
+    Route("POST", "/jobs/{id}/keep", keep, ("checkpoint",)),
     Route("POST", "/queue", order, ("order",)),
 )
