@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from pathlib import Path
+
 from comfy_api.latest import ComfyExtension, io
 
 from . import folder
 from .loader import SpectralAdapterLoader
 
+_PACK = Path(__file__).resolve().parent.parent
 # Here and not in `ComfyExtension.on_load`, which older ComfyUI never calls.
 folder.register()
 
@@ -15,4 +20,27 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader]
+        return [SpectralAdapterLoader, *_training()]
+
+
+def _training() -> list[type[io.ComfyNode]]:
+    """The nodes that train and the panel's routes; none where a package is missing, which the loader does not need."""
+    try:
+        from .job import SpectralAdapterJob
+        from .server import open_door
+        from .studio import studio
+        from .trainer import SpectralAdapterTrainer
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(__name__.rpartition(".")[0]):
+            raise
+        logging.warning(
+            "Spectral Adapters: the loader works, training is off: Python package %s is missing. To train, run: "
+            "%s -m pip install -r %s, and start ComfyUI again.",
+            error.name,
+            sys.executable,
+            _PACK / "requirements.txt",
+        )
+        return []
+    open_door()
+    studio().start()
+    return [SpectralAdapterTrainer, SpectralAdapterJob]

@@ -33,6 +33,7 @@ def path_of(name: str) -> str:
         folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
         raise FileNotFoundError(
             f"The adapter {name!r} was not found; expected it in {folders}. "
-            "Put the file there, press R to refresh the list, and choose it again."
+            "Put the file there, press R to refresh the list, and choose it again. One that is still being trained is "
+            "there at the end of its training; with wait on, the trainer hands it on only then."
         )
     return path

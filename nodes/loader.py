@@ -76,15 +76,17 @@ class SpectralAdapterLoader(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(
         cls,
-        adapter: str,
-        strength_model: float,
-        strength_clip: float,
-        strength_mode: str,
-        on_mismatch: str,
+        adapter: str | None,
+        strength_model: float | None,
+        strength_clip: float | None,
+        strength_mode: str | None,
+        on_mismatch: str | None,
         model: object = None,
         clip: object = None,
     ) -> tuple[int, int]:
-        """Changes when the file does, so that a replaced adapter is loaded again."""
+        """Changes when the file does, so that a replaced adapter is loaded again. Linked inputs come as None."""
+        if adapter is None:
+            return 0, 0  # the node that it comes from says when it is another one
         stat = os.stat(folder.path_of(adapter))
         return stat.st_mtime_ns, stat.st_size
 

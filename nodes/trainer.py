@@ -133,14 +133,7 @@ class SpectralAdapterTrainer(io.ComfyNode):
                     "here, and go on with the finished adapter. Cancel then stops and saves it, and running this "
                     "workflow again goes on from there.",
                 ),
-                io.Int.Input(
-                    _SEED,
-                    default=0,
-                    min=0,
-                    max=2**53 - 1,
-                    tooltip=rows["seed"]["help"],
-                    extra_dict=ADVANCED,
-                ),
+                widget(rows["seed"], id=_SEED, advanced=True),
                 *(widget(rows[name], advanced=True, multiline=name == "sample_prompts") for name in _ADVANCED),
                 io.Combo.Input(
                     "device",

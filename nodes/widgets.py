@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..spectral.errors import SettingError
 from ..trainer.form import METHODS
 
 AS_PRESET = "as the preset"
@@ -14,28 +15,28 @@ _YES = {"on": True, "off": False}
 # As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
 ADVANCED = {"advanced": True}
 _BOTH = ("rank", "columns")  # of every method
+_FREE = ("columns",)  # texts of which the form only suggests some
+_SHOWN = {"lr": "learning_rate", "norm_lr": "norm_learning_rate", "seed": "seed"}
 
 Row = Mapping[str, Any]  # of `trainer.form.form(...)["settings"]`
 
 
 def widget(row: Row, id: str | None = None, advanced: bool = False, multiline: bool = False) -> io.Input:
     """The widget of a setting, under its own name or `id`."""
+    id, shown, help = id or row["name"], _SHOWN.get(row["name"]), row["help"]
     extra = ADVANCED if advanced else None
-    id, help, kind = id or row["name"], row["help"], row["kind"]
-    if kind == "bool":
-        return io.Combo.Input(id, options=[AS_PRESET, *_YES], tooltip=help, extra_dict=extra)
-    if "choices" in row or (row.get("suggestions") and row["name"] != "columns"):
-        options = [AS_PRESET, *(row.get("choices") or row["suggestions"])]
-        return io.Combo.Input(id, options=options, tooltip=help, extra_dict=extra)
-    if kind == "int":
+    options = list(_YES) if row["kind"] == "bool" else row.get("choices") or row.get("suggestions")
+    if options and row["name"] not in _FREE:
+        return io.Combo.Input(id, [AS_PRESET, *options], shown, tooltip=help, extra_dict=extra)
+    if row["kind"] == "int":
         help = f"{help} 0: as the preset."
-        return io.Int.Input(id, default=0, min=0, max=int(row["max"]), tooltip=help, extra_dict=extra)
-    if kind == "float":
+        return io.Int.Input(id, shown, default=0, min=0, max=int(row["max"]), tooltip=help, extra_dict=extra)
+    if row["kind"] == "float":
         help = f"{help} 0: as the preset."
         return io.Float.Input(
-            id, default=0.0, min=0.0, max=row["max"], step=1e-6, round=False, tooltip=help, extra_dict=extra
+            id, shown, default=0.0, min=0.0, max=row["max"], step=1e-6, round=False, tooltip=help, extra_dict=extra
         )
-    return io.String.Input(id, default="", multiline=multiline, tooltip=help, extra_dict=extra)
+    return io.String.Input(id, shown, default="", multiline=multiline, tooltip=help, extra_dict=extra)
 
 
 def method_widget(rows: Mapping[str, Row]) -> io.DynamicCombo.Input:
@@ -52,6 +53,8 @@ def chosen(row: Row, value: Any) -> Any:
     if value in (None, AS_PRESET, 0, "") or (isinstance(value, str) and not value.strip()):
         return None
     if row["kind"] == "bool":
+        if value not in _YES:
+            raise SettingError(f"{row['name']}: found {value!r}, expected {AS_PRESET}, {' or '.join(_YES)}")
         return _YES[value]
     if row["kind"] == "texts":
         return [line.strip() for line in value.splitlines() if line.strip()]

@@ -59,7 +59,9 @@ class Comfy:
         for name in FOLDERS:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         for pack in self.packs:
-            (self.base / "custom_nodes" / "spectral_adapters").symlink_to(pack)
+            place = self.base / "custom_nodes" / "spectral_adapters"
+            if not place.exists():
+                place.symlink_to(pack)
         command = [
             self.python, str(self.root / "main.py"), "--cpu", "--port", str(self.port),
             "--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base}/user/comfyui.db",
@@ -97,6 +99,11 @@ class Comfy:
             self.process.kill()
             self.process.wait(10)
 
+    def kill(self) -> None:
+        """End it as a crash would: at once, without a word."""
+        self.process.kill()
+        self.process.wait(10)
+
     def log(self) -> str:
         return (self.base / "server.log").read_text(errors="replace")
 
@@ -115,6 +122,15 @@ class Comfy:
         except urllib.error.HTTPError as refused:
             raw = refused.read()
         return json.loads(raw) if raw else {}
+
+    def call(self, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+        """Status and body of a GET, or of a POST where there is a body; with exactly these headers besides Host."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers or {})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read()
 
     def queue(self, graph: dict) -> dict:
         # Without a client, older ComfyUI keeps no outputs of a prompt that came from its cache as a whole.

@@ -5,6 +5,9 @@ import { app } from "../../../scripts/app.js";
 
 const LOADER = "SpectralAdapterLoader";
 const WIDGET = "adapter";
+// Of the graph's units: around a node, whose title stands above its place; between the places that are tried.
+const MARGIN = 20;
+const STEP = 40;
 
 function* nodesOf(graph) {
   for (const node of graph?.nodes ?? graph?._nodes ?? []) {
@@ -37,16 +40,33 @@ export async function refreshAdapters() {
   return choices;
 }
 
-/** The middle of the part of the canvas that no side panel covers, in the graph's coordinates. */
-function middle(canvas) {
+/** The part of the canvas that no side panel covers, in the graph's coordinates. */
+function visible(canvas) {
   const whole = canvas.canvas.getBoundingClientRect();
   const panel = document.querySelector("spectral-panel")?.getBoundingClientRect();
   let { left, right } = whole;
   if (panel && panel.left - left < right - panel.right) left = Math.max(left, panel.right);
   else if (panel) right = Math.min(right, panel.left);
   const { offset, scale } = canvas.ds;
-  const x = (left + right) / 2 - whole.left;
-  return [x / scale - offset[0], whole.height / 2 / scale - offset[1]];
+  const x = (pixels) => (pixels - whole.left) / scale - offset[0];
+  return { left: x(left), right: x(right), top: -offset[1], bottom: whole.height / scale - offset[1] };
+}
+
+/** Where a node of that size goes: the free place nearest to the middle of what is seen, else the middle. */
+function place(canvas, [width, height]) {
+  const view = visible(canvas);
+  const middle = [(view.left + view.right - width) / 2, (view.top + view.bottom - height) / 2];
+  const far = ([x, y]) => Math.hypot(x - middle[0], y - middle[1]);
+  const isFree = ([x, y]) =>
+    canvas.graph.nodes.every(({ pos, size }) => {
+      const beside = pos[0] > x + width + MARGIN || pos[0] + size[0] + MARGIN < x;
+      return beside || pos[1] > y + height + 2 * MARGIN || pos[1] + size[1] + 2 * MARGIN < y;
+    });
+  const spots = [];
+  for (let x = view.left + MARGIN; x + width + MARGIN <= view.right; x += STEP) {
+    for (let y = view.top + 4 * MARGIN; y + height + MARGIN <= view.bottom; y += STEP) spots.push([x, y]);
+  }
+  return spots.sort((a, b) => far(a) - far(b)).find(isFree) ?? middle;
 }
 
 /**
@@ -58,8 +78,7 @@ export async function addLoader(adapter) {
   if (!known.includes(adapter)) throw new Error(`The adapter ${adapter} is not in the loader's list.`);
   const canvas = app.canvas;
   const node = window.LiteGraph.createNode(LOADER);
-  const [x, y] = middle(canvas);
-  node.pos = [x - node.size[0] / 2, y - node.size[1] / 2];
+  node.pos = place(canvas, node.size);
   canvas.graph.add(node);
   const widget = node.widgets.find((each) => each.name === WIDGET);
   widget.value = adapter;
