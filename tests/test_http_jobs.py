@@ -117,6 +117,16 @@ def test_spectrum_and_comparison(client, trained):
     client.post(f"/jobs/{other}/delete")
 
 
+def test_a_checkpoint_is_kept_as_an_adapter_of_its_own(client, trained):
+    checkpoint = client.get(f"/jobs/{trained}").json["checkpoints"][0]["name"]
+    made = client.post(f"/jobs/{trained}/keep", {"checkpoint": checkpoint}).json["adapter"]
+    assert made == f"mug-{checkpoint}.safetensors"
+    assert made in {found["name"] for found in client.get("/adapters").json}
+    assert client.post(f"/jobs/{trained}/keep", {"checkpoint": checkpoint}).json["adapter"] == made, "once is enough"
+    for wrong in ("step-999999", "../checkpoints", "", "\0"):
+        assert client.post(f"/jobs/{trained}/keep", {"checkpoint": wrong}).status == 400
+
+
 def test_a_grid_and_an_export_are_jobs_of_the_training(client, trained):
     asked = {"strengths": [0, 1], "prompts": ["a sks mug"], "checkpoints": ["final"], "seed": 3}
     grid = client.post(f"/jobs/{trained}/grid", asked).json["id"]

@@ -94,7 +94,7 @@ def export(studio: Studio, call: Call) -> dict[str, Any]:
 
 def keep(studio: Studio, call: Call) -> dict[str, Any]:
     """Put a checkpoint's adapter among the finished ones."""
-    return {"adapter": studio.keep(call.path["id"], call.text("checkpoint"))}
+    return {"adapter": studio.keep(call.path["id"], call.text("checkpoint", FINAL))}
 
 
 def order(studio: Studio, call: Call) -> dict[str, Any]:

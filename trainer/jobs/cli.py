@@ -55,6 +55,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     export = action("export", "queue the export of a training as a LoRA", id=True)
     export.add_argument("--rank", type=int, default=None, help="rank of the LoRA; needed for svdiff and soda")
     export.add_argument("--checkpoint", default=None, help="such as step-000250 (default: the finished adapter)")
+    keep = action("keep", "put the adapter of a checkpoint among the finished ones", id=True)
+    keep.add_argument("checkpoint", help="such as step-000250")
 
 
 def _add_options(add: argparse.ArgumentParser) -> None:
@@ -194,6 +196,10 @@ def _export(store: JobStore, args: argparse.Namespace) -> int:
     return _queued(_studio(args).create_export(args.id, {"rank": args.rank, "checkpoint": args.checkpoint}), args)
 
 
+def _keep(store: JobStore, args: argparse.Namespace) -> int:
+    return _done(f"It is there as {_studio(args).keep(args.id, args.checkpoint)}.", args)
+
+
 def _studio(args: argparse.Namespace) -> Any:
     from ..places import standalone
     from ..studio import Studio
@@ -317,4 +323,5 @@ def _print_json(value: Any) -> None:
 _ACTIONS = {
     "list": _list, "show": _show, "follow": _follow, "add": _add, "order": _order, "stop": _stop, "resume": _resume,
     "sample": _sample, "save": _save, "delete": _delete, "run": _run, "grid": _grid, "export": _export,
+    "keep": _keep,
 }  # fmt: skip
