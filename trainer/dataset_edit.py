@@ -23,7 +23,7 @@ from . import files
 from .dataset_pictures import LONGEST_CAPTION, Room, find, rooms_of, shown_caption
 from .decode import PictureFault, decode, picture_format, turn
 from .folder import repeats_of
-from .places import LONGEST_NAME, NameFault, Places, check_name, inside, is_inside, quoted
+from .places import LONGEST_NAME, NameFault, NameTaken, Places, check_name, inside, is_inside, quoted
 
 LARGEST = 64 << 20  # bytes of a picture
 MOST_PIXELS = 100_000_000
@@ -36,7 +36,7 @@ _ROOM = 20  # characters kept for a number and the suffix
 
 
 def create(places: Places, name: str) -> str:
-    """Make an empty dataset among the uploads; its id. Raises NameFault where the name is taken or of no use."""
+    """Make an empty dataset among the uploads; its id. Raises NameTaken, or NameFault where the name is of no use."""
     name = check_name(name, "dataset")
     if repeats_of(name):
         raise NameFault(
@@ -47,7 +47,7 @@ def create(places: Places, name: str) -> str:
     with _change(places), _refusing("making the dataset", root):
         files.make_folder(root)
         if name.casefold() in {each.casefold() for each in os.listdir(root)}:
-            raise NameFault(f"dataset: found that {quoted(name)} exists already; expected a new name.")
+            raise NameTaken(f"dataset: found that {quoted(name)} exists already; expected a new name.")
         os.mkdir(inside(root, name))
     return f"{places.uploads}/{name}"
 

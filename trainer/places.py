@@ -36,6 +36,10 @@ class NameFault(SettingError):
     """A name that is none, or that leads to a place it must not lead to."""
 
 
+class NameTaken(NameFault):
+    """A name for something new that is there already."""
+
+
 def check_name(text: str, what: str) -> str:
     """The name, NFC, when it can be one path component on every system; `what` says of what, for the message.
 
@@ -167,9 +171,12 @@ class Places:
         return _member(self.adapter_files(), name, "adapter")
 
     def free_out(self, name: str, taken: Collection[Path] = ()) -> Path:
-        """The first of adapters/NAME.safetensors, NAME-2, ... that neither exists nor is `taken` by a waiting job."""
+        """The first of adapters/NAME.safetensors, NAME-2, ... that neither exists nor is `taken` by a waiting job.
+
+        Nor is it the name of a known adapter elsewhere, which a loader would take for it.
+        """
         stem = check_name(name.removesuffix(SUFFIX) if isinstance(name, str) else name, "name")
-        reserved = {_spelling(path) for path in taken}
+        reserved = {_spelling(path) for path in (*taken, *(self.adapters / known for known in self.adapter_files()))}
         files.make_folder(self.adapters)
         number = 1
         while True:

@@ -19,6 +19,7 @@ from aiohttp import web
 from ...spectral.errors import SettingError, SpectralError
 from ..addresses import PREFIX
 from ..jobs.job import JobConflict, UnknownJob
+from ..places import NameTaken
 from . import guard
 from .call import Call, check_names, read_body
 
@@ -61,6 +62,7 @@ _STATUS: dict[type[BaseException], int] = {
     Missing: 404,
     Refused: 403,
     JobConflict: 409,
+    NameTaken: 409,
     SpectralError: 400,
     UnicodeError: 400,  # half a surrogate pair, which no file name and no text on disk can hold
 }
