@@ -289,8 +289,8 @@ def test_an_adapter_that_cannot_be_read_is_said_before_any_picture(made, base, t
         ({"adapters": [{"path": "a", "shell": "b"}]}, "shell"),
         ({"seed": -1}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"steps": 0}, "steps"),
-        ({"steps": 100_000}, "steps"),
+        ({"sampling_steps": 0}, "steps"),
+        ({"sampling_steps": 100_000}, "steps"),
         ({"size": [64]}, "width and height"),
         ({"size": [64, 10_000]}, "size"),
         ({"guidance": "high"}, "guidance"),
@@ -344,11 +344,12 @@ def test_a_result_without_its_checkpoint_is_a_row_of_its_own(run, tmp_path):
 def test_what_is_not_asked_for_is_as_the_run_sampled(run):
     request = grid_request(run.run_folder, run.as_json(), run.out)
     assert len(request["adapters"]) == 3 and request["prompts"] == list(PROMPTS) and request["size"] == [64, 64]
-    assert (request["steps"], request["guidance"], request["seed"]) == (2, 3.0, run.sample_seed)
+    assert (request["sampling_steps"], request["guidance"], request["seed"]) == (2, 3.0, run.sample_seed)
     named = grid_request(
         run.run_folder, run.as_json(), run.out, {"checkpoints": ["step-000004", 4, "final"], "seed": 7}
     )
     assert [row["step"] for row in named["adapters"]] == [4, 6] and named["seed"] == 7
+    assert named["sampling_steps"] == 9 and named["size"] == [64, 64]
     untold = {**run.as_json(), "sample_prompts": []}
     assert grid_request(run.run_folder, untold, run.out)["prompts"] == ["a photo of sks"]
     with pytest.raises(sa.SettingError, match="prompts"):

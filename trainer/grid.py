@@ -161,7 +161,9 @@ def _make(table: _Table, task: Task, base: Base | None, cache: BasisCache | None
 def _fill(table: _Table, dial: Dial, base: Base, task: Task) -> bool:
     """Make every picture that is missing; False where a stop was asked for. Raises Cancelled for one in between."""
     wanted, mounted = table.wanted, None
-    look = Look(wanted.size or (base.resolution, base.resolution), wanted.steps, wanted.guidance, wanted.negative)
+    look = Look(
+        wanted.size or (base.resolution, base.resolution), wanted.sampling_steps, wanted.guidance, wanted.negative
+    )
     seen = shots(wanted.prompts, wanted.seed)
     for c, s, prompts in table.missing():
         if task.stop():

@@ -23,7 +23,10 @@ FINAL = "final"
 MOST = {"adapters": 12, "strengths": 12, "prompts": 8}
 MOST_PICTURES, MOST_STEPS, MOST_TEXT, MOST_SIDE, MOST_SEED = 400, 150, 500, 2048, 2**63 - 1
 REACH = 3.0  # strengths lie between -REACH and REACH
-_ASKED = {"strengths", "prompts", "seed", "size", "steps", "guidance", "negative", "device"}
+# What people may choose, and its name in `GridRequest`.
+_ASKED = {name: name for name in ("strengths", "prompts", "seed", "size", "guidance", "negative", "device")} | {
+    "steps": "sampling_steps"
+}
 _SHOWN = 6  # checkpoints of a grid that names none
 
 
@@ -44,7 +47,7 @@ class GridAdapter:
 
 @dataclass(frozen=True)
 class GridRequest:
-    """A grid to make. size: (width, height) in pixels, None for the base's own; steps: of sampling."""
+    """A grid to make. size: (width, height) in pixels, None for the base's own."""
 
     base: str
     adapters: tuple[GridAdapter, ...]
@@ -52,7 +55,7 @@ class GridRequest:
     prompts: tuple[str, ...] = ()
     seed: int = 1
     size: tuple[int, int] | None = None
-    steps: int = 25
+    sampling_steps: int = 25
     guidance: float = 7.5
     negative: str = ""
     tokenizer: str | None = None
@@ -104,7 +107,7 @@ class GridRequest:
 
     def _check(self) -> None:
         _whole("seed", self.seed, 0, MOST_SEED)
-        _whole("steps", self.steps, 1, MOST_STEPS)
+        _whole("sampling_steps", self.sampling_steps, 1, MOST_STEPS)
         _number("guidance", self.guidance, 0.0, 100.0)
         _text("negative", self.negative)
         if self.size is not None and len(self.size) != 2:
@@ -129,27 +132,25 @@ def grid_request(
 
     run: its folder; spec: TrainSpec.as_json() of it; adapter: the file it has written, if any. asked may have
     "checkpoints" (names of checkpoint folders, step numbers, or "final"; up to six evenly spread ones where missing),
-    and of `GridRequest`: strengths, prompts, seed, size, steps, guidance, negative, device. What is not asked for is as
-    the run's samples were. Raises SettingError for a run without an adapter yet, and for names that it has not.
+    strengths, prompts, seed, size, steps (of sampling), guidance, negative, device. What is not asked for is as the
+    run's samples were. Raises SettingError for a run without an adapter yet, and for names that it has not.
     """
-    asked = dict(asked or {})
+    asked = {name: value for name, value in (asked or {}).items() if value is not None}
     names = asked.pop("checkpoints", None)
-    if strange := sorted(
-        asked.keys() - {"strengths", "prompts", "seed", "size", "steps", "guidance", "negative", "device"}
-    ):
-        raise SettingError(f"a grid has no setting {strange[0]!r} to choose")
+    if strange := sorted(asked.keys() - _ASKED.keys()):
+        raise SettingError(f"a grid has no setting {strange[0]!r} to choose; it has checkpoints, {', '.join(_ASKED)}")
     rows = adapters_of(run, adapter)
     chosen = _thinned(rows) if names is None else _named(rows, names)
     values = {
         "base": spec["base"],
         "prompts": _prompts(spec),
         "seed": spec.get("sample_seed", 1),
-        "steps": spec.get("sample_steps", 25),
+        "sampling_steps": spec.get("sample_steps", 25),
         "guidance": spec.get("sample_guidance", 7.5),
         "negative": spec.get("sample_negative", ""),
         "size": _size(run),
         **{name: spec[name] for name in ("tokenizer", "prediction", "precision") if spec.get(name)},
-        **{name: value for name, value in asked.items() if value is not None},
+        **{_ASKED[name]: value for name, value in asked.items()},
         "adapters": [asdict(row) for row in chosen],
     }
     return GridRequest.from_json(values).as_json()
