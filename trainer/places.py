@@ -180,7 +180,7 @@ class Places:
         files.make_folder(self.adapters)
         number = 1
         while True:
-            path = inside(self.adapters, f"{stem}{SUFFIX}" if number == 1 else f"{stem}-{number}{SUFFIX}")
+            path = self.adapters / (f"{stem}{SUFFIX}" if number == 1 else f"{stem}-{number}{SUFFIX}")
             if not os.path.lexists(path) and _spelling(path) not in reserved:
                 return path
             number += 1
