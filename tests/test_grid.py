@@ -345,9 +345,8 @@ def test_what_is_not_asked_for_is_as_the_run_sampled(run):
     request = grid_request(run.run_folder, run.as_json(), run.out)
     assert len(request["adapters"]) == 3 and request["prompts"] == list(PROMPTS) and request["size"] == [64, 64]
     assert (request["sampling_steps"], request["guidance"], request["seed"]) == (2, 3.0, run.sample_seed)
-    named = grid_request(
-        run.run_folder, run.as_json(), run.out, {"checkpoints": ["step-000004", 4, "final"], "seed": 7}
-    )
+    chosen = {"checkpoints": ["step-000004", 4, "final"], "seed": 7, "steps": 9, "size": None}
+    named = grid_request(run.run_folder, run.as_json(), run.out, chosen)
     assert [row["step"] for row in named["adapters"]] == [4, 6] and named["seed"] == 7
     assert named["sampling_steps"] == 9 and named["size"] == [64, 64]
     untold = {**run.as_json(), "sample_prompts": []}
