@@ -72,7 +72,7 @@ class GridRequest:
         given["strengths"] = _strengths(_list(given, "strengths", STRENGTHS))
         given["prompts"] = tuple(_text("prompts", text) for text in _list(given, "prompts"))
         if given.get("size") is not None:
-            given["size"] = tuple(_whole("size", side, 8, MOST_SIDE) for side in given["size"])
+            given["size"] = _size_of(given["size"])
         request = cls(**given)
         request._check()
         return request
@@ -110,8 +110,6 @@ class GridRequest:
         _whole("sampling_steps", self.sampling_steps, 1, MOST_STEPS)
         _number("guidance", self.guidance, 0.0, 100.0)
         _text("negative", self.negative)
-        if self.size is not None and len(self.size) != 2:
-            raise SettingError(f"grid: found size={self.size}, expected width and height")
         for name in ("base", "device"):
             if not isinstance(value := getattr(self, name), str) or not value:
                 raise SettingError(f"grid: found {name}={value!r}, expected a text")
@@ -286,6 +284,13 @@ def _adapter(row: Mapping[str, Any]) -> GridAdapter:
 def _strengths(values: Sequence[Any]) -> tuple[float, ...]:
     found = tuple(_number("strengths", value, -REACH, REACH) + 0.0 for value in values)
     return tuple(sorted(set(found)))
+
+
+def _size_of(value: Any) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise SettingError(f"grid: found size={value!r}, expected width and height")
+    width, height = (_whole("size", side, 8, MOST_SIDE) for side in value)
+    return width, height
 
 
 def _text(name: str, value: Any) -> str:
