@@ -292,6 +292,7 @@ def test_an_adapter_that_cannot_be_read_is_said_before_any_picture(made, base, t
         ({"sampling_steps": 0}, "steps"),
         ({"sampling_steps": 100_000}, "steps"),
         ({"size": [64]}, "width and height"),
+        ({"size": 64}, "width and height"),
         ({"size": [64, 10_000]}, "size"),
         ({"guidance": "high"}, "guidance"),
         ({"base": ""}, "base"),
@@ -317,6 +318,11 @@ def test_a_device_that_is_not_there_is_said(run, tmp_path):
         make_grid(asked(run, device="cuda:99"), tmp_path / "a")
     with pytest.raises(sa.SettingError, match="fp16"):
         make_grid(asked(run, precision="fp16"), tmp_path / "b")
+
+
+def test_a_size_that_the_base_cannot_make_is_said(run, base, tmp_path):
+    with pytest.raises(sa.SettingError, match="divisible"):
+        make_grid(asked(run, size=[100, 64]), tmp_path, base=base)
 
 
 def test_a_run_offers_what_it_has_kept(run):

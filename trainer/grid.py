@@ -161,9 +161,7 @@ def _make(table: _Table, task: Task, base: Base | None, cache: BasisCache | None
 def _fill(table: _Table, dial: Dial, base: Base, task: Task) -> bool:
     """Make every picture that is missing; False where a stop was asked for. Raises Cancelled for one in between."""
     wanted, mounted = table.wanted, None
-    look = Look(
-        wanted.size or (base.resolution, base.resolution), wanted.sampling_steps, wanted.guidance, wanted.negative
-    )
+    look = Look(_size(wanted, base), wanted.sampling_steps, wanted.guidance, wanted.negative)
     seen = shots(wanted.prompts, wanted.seed)
     for c, s, prompts in table.missing():
         if task.stop():
@@ -196,6 +194,16 @@ def _mount(dial: Dial, adapter: Adapter, table: _Table, task: Task) -> None:
     task.tell(Phase("sampling"))
     if table.made:
         task.tell(Progress(len(table.made), table.wanted.pictures, ""))
+
+
+def _size(wanted: GridRequest, base: Base) -> tuple[int, int]:
+    size = wanted.size or (base.resolution, base.resolution)
+    if any(side % base.multiple for side in size):
+        raise SettingError(
+            f"grid: found pictures of {size[0]} x {size[1]} pixels, expected sides divisible by {base.multiple} for "
+            f"{base.name}"
+        )
+    return size
 
 
 def _layers(row: GridAdapter) -> set[str]:
