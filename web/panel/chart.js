@@ -3,7 +3,8 @@
 import { Axis, lossAxis } from "./axis.js";
 import { chartInput } from "./chart_input.js";
 import {
-  across, paintBest, paintCloud, paintCrosshair, paintFrame, paintLine, paintPoints, paintSpot, paintSteps, paintTicks,
+  across, halo, paintBest, paintCloud, paintCrosshair, paintFrame, paintLine, paintPoints, paintSpot, paintSteps,
+  paintTicks,
 } from "./chart_paint.js";
 import { StepWindow } from "./chart_view.js";
 import { clear, h, on, setText } from "./dom.js";
@@ -233,10 +234,9 @@ export class Chart {
       if (lower) paintLine(g, lower, curve.steps, curve.lr, range, colours.lr, 1.4);
     });
     if (!lower) return;
-    g.fillStyle = colours.lr;
     g.textAlign = "right";
-    g.textBaseline = "top";
-    g.fillText(this.t("chart.lr"), lower.right - 5, lower.top + 4);
+    g.textBaseline = "bottom";
+    halo(g, this.t("chart.lr"), lower.right - 5, lower.bottom - 3, colours.lr, colours.paper);
   }
 
   #paintMarks(g, panels, colours) {

@@ -218,6 +218,6 @@ class JobRow {
     const where = t("running.stepShort", steps);
     if (over) return job.kind === "train" ? where : job.text;
     const left = typeof job.eta === "number" ? t("running.eta", { time: this.formats.duration(job.eta) }) : null;
-    return [job.phase === "training" ? where : phaseText(job, t, this.formats), left].filter(Boolean).join(" · ");
+    return [job.step > 0 ? where : phaseText(job, t, this.formats), left].filter(Boolean).join(" · ");
   }
 }

@@ -29,7 +29,7 @@ export class RunningView {
   #build() {
     const { ctx, t } = this;
     this.head = jobHead(ctx);
-    this.timeline = new Timeline(ctx, { emptyText: () => this.#emptyText() });
+    this.timeline = new Timeline(ctx, { emptyText: () => this.#emptyText(), more: true });
     this.chart = new Chart({ t });
     this.notices = noticeList(t, this.formats);
     this.log = logTail(t, folded);
@@ -145,14 +145,14 @@ export class RunningView {
 
   #updateProgress(job, state) {
     const { t } = this;
-    const training = job.phase === "training" && job.steps > 0;
+    const begun = job.step > 0 && job.steps > 0;
     const counted = job.progress?.total > 0;
     this.facts.hidden = job.status === "queued";
     this.bar.root.hidden = job.status === "queued";
     if (job.status === "queued") setText(this.where, this.#queueText(job, state));
-    else if (training) setText(this.where, this.#stepText(job));
+    else if (begun) setText(this.where, this.#stepText(job));
     else setText(this.where, phaseText(job, t, this.formats));
-    if (job.step > 0 && job.steps > 0) this.bar.set(job.step, job.steps);
+    if (begun) this.bar.set(job.step, job.steps);
     else if (counted) this.bar.set(job.progress.done, job.progress.total);
     else this.bar.set(null);
     setText(this.eta, this.#etaText(job));
@@ -165,7 +165,8 @@ export class RunningView {
       "running.step",
       { step: this.formats.count(job.step), steps: this.formats.count(job.steps), share },
     );
-    return job.status === "stopping" ? `${this.t("running.stopping")} ${text}` : text;
+    if (job.status === "stopping") return `${this.t("running.stopping")} ${text}`;
+    return job.phase && job.phase !== "training" ? `${text} · ${phaseText(job, this.t, this.formats)}` : text;
   }
 
   #queueText(job, state) {
@@ -210,6 +211,7 @@ export class RunningView {
     if (!detail.prompts.length) return this.t("timeline.noPrompts");
     if (!every) return this.t("timeline.atTheEnd");
     const next = Math.ceil((summary.step + 1) / every) * every;
+    if (next > (summary.steps ?? Infinity)) return this.t("timeline.atTheEnd");
     return this.t("timeline.soon", { step: this.formats.count(next) });
   }
 

@@ -27,7 +27,7 @@ export function badge(t) {
 
 /** What a job is doing: its phase and how far it is in it. */
 export function phaseText(job, t, formats) {
-  if (!job.phase) return t(`status.${job.status}`);
+  if (!job.phase) return job.status === "running" ? t("phase.starting") : t(`status.${job.status}`);
   const phase = t.or(`phase.${job.phase.replaceAll(" ", "_")}`, job.phase);
   const { done, total } = job.progress ?? {};
   return total ? t("phase.progress", { phase, done: formats.count(done), total: formats.count(total) }) : phase;

@@ -13,13 +13,15 @@ const keyOf = (sample) => `${sample.number} ${sample.prompt}`;
 export class Timeline {
   /**
    * @param {import("./panel.js").Ctx} ctx
-   * @param {{emptyText: () => string, onUse?: (step: number) => void}} options
+   * @param {{emptyText: () => string, more?: boolean}} options emptyText: where the first or next pictures come from;
+   *   more: it holds for the next ones too
    */
-  constructor(ctx, { emptyText }) {
+  constructor(ctx, { emptyText, more = false }) {
     this.ctx = ctx;
     this.t = ctx.t;
     this.formats = formats(ctx.t.lang);
     this.emptyText = emptyText;
+    this.more = more;
     this.rows = new Map();
     this.prompt = null;
     this.step = null;
@@ -61,6 +63,7 @@ export class Timeline {
       "div",
       { class: "strip", role: "group", "aria-label": t("timeline.steps"), "data-test": "sample-strip" },
     );
+    this.next = h("p", { class: "muted small", hidden: !this.more, "data-test": "samples-next" });
     this.empty = h("div", { class: "timeline-empty muted", "data-test": "samples-empty" });
     this.full = h(
       "div",
@@ -70,6 +73,7 @@ export class Timeline {
       this.stage.root,
       this.range,
       this.strip,
+      this.next,
     );
     this.root = h("div", { class: "timeline", "data-test": "timeline" }, this.empty, this.full);
   }
@@ -89,7 +93,7 @@ export class Timeline {
     for (const row of this.rows.values()) row.sort((a, b) => a.step - b.step);
     this.empty.hidden = samples.length > 0;
     this.full.hidden = samples.length === 0;
-    setText(this.empty, this.emptyText());
+    setText(samples.length ? this.next : this.empty, this.emptyText());
     if (samples.length) this.#draw();
   }
 
