@@ -5,6 +5,7 @@ import { app } from "../../../scripts/app.js";
 
 const LOADER = "SpectralAdapterLoader";
 const WIDGET = "adapter";
+const STRENGTHS = ["strength_model", "strength_clip"];
 // Of the graph's units: around a node, whose title stands above its place; between the places that are tried.
 const MARGIN = 20;
 const STEP = 40;
@@ -69,20 +70,26 @@ function place(canvas, [width, height]) {
   return spots.sort((a, b) => far(a) - far(b)).find(isFree) ?? middle;
 }
 
+function setWidget(node, name, value) {
+  const widget = node.widgets.find((each) => each.name === name);
+  widget.value = value;
+  widget.callback?.(value);
+}
+
 /**
  * Adds a loader with the adapter chosen: connected to nothing, selected, in view.
  * @param {string} adapter its name in the loader's list
+ * @param {number} [strength] of the model and the text encoder
  */
-export async function addLoader(adapter) {
+export async function addLoader(adapter, strength = 1) {
   const known = await refreshAdapters();
   if (!known.includes(adapter)) throw new Error(`The adapter ${adapter} is not in the loader's list.`);
   const canvas = app.canvas;
   const node = window.LiteGraph.createNode(LOADER);
   node.pos = place(canvas, node.size);
   canvas.graph.add(node);
-  const widget = node.widgets.find((each) => each.name === WIDGET);
-  widget.value = adapter;
-  widget.callback?.(adapter);
+  setWidget(node, WIDGET, adapter);
+  for (const name of STRENGTHS) setWidget(node, name, strength);
   canvas.deselectAll();
   canvas.select(node);
   canvas.setDirty(true, true);
