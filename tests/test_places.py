@@ -24,7 +24,8 @@ from spectral_adapters.trainer.places import (
 # What has led out of folders in other programs, by the trick.
 TRAVERSALS = (
     "..", ".", "../x", "..\\x", "a/../../x", "/etc/passwd", "\\\\server\\share", "//server/share", "C:",
-    "C:\\x", "c:x", "x:stream", "x::$DATA", "CON", "nul.png", "Aux.txt", "com1", "LPT9.jpg", "COM¹", "conin$", "x.", "x ", " x",
+    "C:\\x", "c:x", "x:stream",
+    "x::$DATA", "CON", "nul.png", "Aux.txt", "com1", "LPT9.jpg", "COM¹", "conin$", "x.", "x ", " x",
     ".hidden",
     "a\0b", "a\nb", "\x7f", "x\u202egnp.exe", "\u2066x", "~", "%2e%2e", "", "x" * 101, "ä" * 150, "\ud800", "a|b",
     "a?", "a*", 'a"b', "<b>", "....", ". .", "..;", "\u2028",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from .contents import Contents, contents
-from .folder import SUFFIXES, caption_files, read_caption, repeats_of
+from .folder import CAPTION_SUFFIXES, SUFFIXES, read_caption, repeats_of
 from .places import NameFault, Places, inside, quoted
 
 LONGEST_CAPTION = 4_096  # characters that are shown, and that can be written
@@ -34,12 +35,14 @@ class Room:
 
     def captions(self, picture: str) -> list[Path]:
         """The caption files of a picture; the first counts."""
-        stem = Path(picture).stem
-        return [by_stem[stem] for by_stem in self._captions.values() if stem in by_stem]
+        stem = os.path.splitext(picture)[0]
+        return [self.path / by_stem[stem] for by_stem in self._captions if stem in by_stem]
 
     @cached_property
-    def _captions(self) -> dict[str, dict[str, Path]]:
-        return caption_files([self.path / name for name in self.found.files])
+    def _captions(self) -> list[dict[str, str]]:
+        """By suffix, as `folder.scan` reads them: picture's name without suffix -> caption file."""
+        split = [(name, *os.path.splitext(name)) for name in reversed(self.found.files)]
+        return [{stem: name for name, stem, end in split if end.lower() == suffix} for suffix in CAPTION_SUFFIXES]
 
     def full(self, picture: str) -> str:
         """A picture's name in the dataset, such as 10_dog/1.png."""
@@ -56,7 +59,7 @@ def shown_caption(path: Path) -> tuple[str, str]:
 
 def is_picture(name: str) -> bool:
     """Whether a file's name says that it is a picture which can be trained on."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def rooms(root: Path, folder: Path) -> Iterator[Room]:

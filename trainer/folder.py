@@ -311,7 +311,10 @@ class _Captions:
     def __init__(self, room: _Room, trigger: str):
         self.room, self.trigger = room, trigger
         self.fallback = trigger or room.name
-        self.files = caption_files(room.files)
+        self.files = {
+            suffix: {p.stem: p for p in reversed(room.files) if p.suffix.lower() == suffix}
+            for suffix in CAPTION_SUFFIXES
+        }
         self.without: list[Path] = []
 
     def give(self, picture: Picture) -> tuple[Picture, list[Finding]]:
@@ -339,14 +342,6 @@ class _Captions:
         for path in sorted(p for paths in self.files.values() for p in paths.values()):
             if path.stem not in stems:
                 yield Finding(path, "ignored", "a caption without a picture of its name", False)
-
-
-def caption_files(files: list[Path]) -> dict[str, dict[str, Path]]:
-    """Suffix -> picture's name without suffix -> caption file; what the first suffix has counts."""
-    return {
-        suffix: {path.stem: path for path in reversed(files) if path.suffix.lower() == suffix}
-        for suffix in CAPTION_SUFFIXES
-    }
 
 
 def read_caption(path: Path) -> tuple[str, str]:

@@ -61,13 +61,21 @@ def _of_file(path: Path, prediction: str) -> Native:
         if length > _MOST_HEADER:
             raise ValueError(f"a header of {length} bytes")
         header = json.loads(file.read(length))
-        width = next(entry["shape"][1] for key, entry in header.items() if key.endswith(_CROSS))
-        family = next(name for name in FAMILIES if _config(name)["unet"]["cross_attention_dim"] == width)
+        width = _text_width(header)
+        family = next((name for name in FAMILIES if _config(name)["unet"]["cross_attention_dim"] == width), None)
+        if family is None:
+            raise ValueError(f"texts of width {width}")
         config = _config(family)
         unet = config["unet"]
         if family == "sd2" and not _predicts_v(file, header, 8 + length, prediction):
             unet["sample_size"] = unet["sample_size"] * 2 // 3  # noise-predicting SD2 models are of 512 pixels
     return _of_configs(unet, config["vae"], True)
+
+
+def _text_width(header: Any) -> int:
+    if not isinstance(header, dict):
+        raise ValueError(f"a header that is a {type(header).__name__}")
+    return next((entry["shape"][1] for key, entry in header.items() if key.endswith(_CROSS)), 0)
 
 
 def _of_configs(unet: Mapping[str, Any], vae: Mapping[str, Any], known: bool) -> Native:

@@ -74,6 +74,8 @@ def _name_faults(name: str) -> Iterator[str]:
 
 
 def _unprintable(name: str) -> bool:
+    if name.isascii():
+        return not name.isprintable()
     return any(c in _TURNING or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
 
 
