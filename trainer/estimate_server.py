@@ -39,15 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer until nobody asks any more."""
     out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
-    from .console import quiet_libraries
-
-    quiet_libraries()
     if args.calibrate is not None:
         out.write(json.dumps(vars(_calibrated(args.calibrate))) + "\n")
         return 0
     questions: queue.Queue[str | None] = queue.Queue()
     Thread(target=_read, args=(sys.stdin, questions), daemon=True).start()
-    answers = Answers(args.home)
+    answers = None
     while True:
         try:
             line = questions.get(timeout=args.idle)
@@ -55,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if line is None:
             return 0
+        answers = answers or Answers(args.home)
         out.write(json.dumps(answers.to(json.loads(line))) + "\n")
         out.flush()
 
@@ -69,6 +67,9 @@ class Answers:
     """Answers questions one after the other, and learns from the runs of `home` how fast this machine is."""
 
     def __init__(self, home: Path):
+        from .console import quiet_libraries
+
+        quiet_libraries()
         from .quick import Quick
 
         self._home, self._quick = home, Quick()
