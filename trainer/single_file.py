@@ -24,6 +24,7 @@ from ..spectral import names
 from ..spectral.names import Family
 from .base import Autoencoder, BaseModelError, Prediction
 from .configs import cross_widths, read_config
+from .native import V_MARK, V_SPREAD
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 PICKLE = (
@@ -78,10 +79,6 @@ OTHER_ROOTS = {
     ("sd1", "lora_te_"): ("conditioner.embedders.0.transformer.",),
     ("sd2", "lora_te_"): ("conditioner.embedders.0.model.",),
 }
-# This norm's bias spreads wider in Stability's v-prediction weights than in those that predict noise. ComfyUI tells
-# SD2 checkpoints apart by the same number (comfy/supported_models.py, class SD20).
-V_MARK = f"{names.UNET_ROOT}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-V_SPREAD = 0.09
 HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
 FLOATS = {**HALVES, "F32": torch.float32, "F64": torch.float64}
 
