@@ -17,6 +17,7 @@ from ..trainer.datasets import list_datasets
 from ..trainer.form import form
 from ..trainer.jobs.host import find_devices
 from ..trainer.jobs.job import RESUMABLE, Entry
+from ..trainer.places import Places
 from ..trainer.request import Request, digest
 from . import glance, report
 from .studio import host, studio
@@ -92,7 +93,6 @@ class SpectralAdapterTrainer(io.ComfyNode):
         places = studio().places
         shown = form(places)
         rows = _by_name(shown)
-        datasets = [found["id"] for found in list_datasets(places)]
         return io.Schema(
             node_id="SpectralAdapterTrainer",
             display_name="Spectral Adapter Trainer",
@@ -109,7 +109,7 @@ class SpectralAdapterTrainer(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dataset",
-                    options=datasets or [NO_DATASET],
+                    options=_datasets(places),
                     tooltip="A folder of pictures below ComfyUI's input or datasets folder, captions beside them as "
                     ".txt files. The Spectral Adapters panel makes new ones from pictures you drop on it.",
                 ),
@@ -183,6 +183,15 @@ class SpectralAdapterTrainer(io.ComfyNode):
             entry = wait_for(entry.id)
         adapter = entry.state.adapter or entry.job.spec["out"]
         return io.NodeOutput(Path(adapter).name, entry.id, ui=report.show(glance.line(studio().summary(entry))))
+
+
+def _datasets(places: Places) -> list[str]:
+    """What can be chosen to train on; in place of it what is wrong, since a node without choices says nothing."""
+    try:
+        found = [each["id"] for each in list_datasets(places) if each["pictures"]]
+    except SettingError as error:
+        return [f"({error})"]
+    return found or [NO_DATASET]
 
 
 def _by_name(shown: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
