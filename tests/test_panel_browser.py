@@ -18,10 +18,17 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not instal
 
 ROOT = Path(__file__).resolve().parents[1]
 FISH = sorted((ROOT / "assets" / "demo" / "banded_fish").iterdir())
-PATIENCE = 60_000  # milliseconds; a process that loads torch on a busy machine takes its time
+PATIENCE = 180_000  # milliseconds; a process that loads torch on a busy machine takes its time
 HOSTILE = '<img src=x onerror="window.hacked=1"> a photo of a sks fish'
 # Small enough for seconds, large enough for a curve, samples, a stop in the middle and a resume.
-SETTINGS = {"steps": "60", "sample_every": "20", "sample_steps": "2", "checkpoint_every": "10"}
+SETTINGS = {
+    "steps": "24",
+    "batch_size": "1",
+    "targets": "cross-attention",
+    "sample_every": "12",
+    "sample_steps": "2",
+    "checkpoint_every": "12",
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def server(tmp_path_factory):
     """(address with token, home) of `ui` in a process of its own; it and its children end with the test."""
     home = tmp_path_factory.mktemp("home")
     command = [sys.executable, str(ROOT), "ui", "--home", str(home), "--port", "0", "--no-browser", "--device", "cpu"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         yield address_in(process), home
@@ -174,8 +181,8 @@ def finish(page, home: Path) -> None:
     see(page, "status", "Finished")
     see(page, "adapter", "my fish")
     assert (home / "adapters" / "my fish.safetensors").is_file()
-    # At the beginning, at 20, 40, 60 steps.
-    until(page, "root.querySelectorAll('[data-test=sample-item]').length >= 4")
+    # At the beginning, in the middle and at the end.
+    until(page, "root.querySelectorAll('[data-test=sample-item]').length >= 3")
 
 
 def make_grid(page) -> None:
