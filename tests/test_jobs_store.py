@@ -68,7 +68,7 @@ def test_a_queued_job_lies_whole_on_disk(kept, home):
     ("wrong", "said"),
     [
         ({"kind": "shell"}, "kind='shell'; expected one of train, grid, export"),
-        ({"device": "cuda:0; rm"}, "expected auto, cpu or cuda:N"),
+        ({"device": "cuda:0; rm"}, "expected auto, cpu, mps or cuda:N"),
         ({"name": ""}, "name of 0 characters"),
         ({"name": "x" * 201}, "name of 201 characters"),
     ],
@@ -259,7 +259,7 @@ BREAKS = {
     "a newer format": r"format: found '2', expected 1",
     "a field of tomorrow": r"found 'colour' in a job; a newer version",
     "an unknown status": r"status: found 'dreaming', expected one of queued",
-    "a strange device": r"device: found 'cuda:0 --shell', expected auto, cpu or cuda:N",
+    "a strange device": r"device: found 'cuda:0 --shell', expected auto, cpu, mps or cuda:N",
     "a huge file": r"found 5242880 bytes, expected at most",
     "a spec that is no table": r"spec: found '\[1\]', expected a table",
 }

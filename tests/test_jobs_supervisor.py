@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -192,8 +193,16 @@ def test_jobs_of_a_host_that_is_gone_are_interrupted(kept, supervise, quick):
     assert "gone without a word" in kept.entry(entry.id).state.text
 
 
-def test_the_devices_of_this_machine():
-    assert find_devices()[-1] == CPU
+def test_the_devices_of_this_machine(monkeypatch):
+    known = find_devices()
+    assert known[-1] == CPU
+    monkeypatch.delitem(sys.modules, "torch")
+    assert find_devices() == known, "asked by a process of its own"
+    cuda = SimpleNamespace(is_available=lambda: True, device_count=lambda: 2, get_device_name="GPU {}".format)
+    mps = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, backends=SimpleNamespace(mps=mps)))
+    assert [device.id for device in find_devices()] == ["cuda:0", "cuda:1", "mps", "cpu"]
+    assert find_devices()[1].label == "GPU 1"
 
 
 # --- the environment

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from .job import Entry
 
 _PROBE_S = 120  # seconds; the first import of torch on a cold disk is slow
-_PROBE = (
-    "import json, torch; c = torch.cuda; "
-    "print(json.dumps([c.get_device_name(i) for i in range(c.device_count())] if c.is_available() else []))"
-)
+# What `_known` asks of torch, for a process of its own.
+_PROBE = """
+import json, torch
+cuda = torch.cuda
+names = [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+print(json.dumps([names, torch.backends.mps.is_available()]))
+"""
 
 
 class Host(Protocol):
@@ -59,7 +62,7 @@ class Standalone:
 
 @dataclass(frozen=True)
 class Device:
-    """Where one training at a time can run. id: cpu or cuda:N."""
+    """Where one training at a time can run. id: cpu, mps or cuda:N."""
 
     id: str
     label: str
@@ -71,27 +74,31 @@ CPU = Device("cpu", "CPU")
 def find_devices() -> tuple[Device, ...]:
     """The GPUs, then the CPU. Where torch is not loaded a short-lived process asks it, so that this one stays light."""
     torch = sys.modules.get("torch")
-    names = _asked() if torch is None else _known(torch)
-    return (*(Device(f"cuda:{i}", name) for i, name in enumerate(names)), CPU)
+    names, apple = _asked() if torch is None else _known(torch)
+    found = [Device(f"cuda:{i}", name) for i, name in enumerate(names)]
+    return (*found, *([Device("mps", "Apple GPU")] if apple else []), CPU)
 
 
-def _known(torch: Any) -> list[str]:
+def _known(torch: Any) -> tuple[list[str], bool]:
+    """The names of the GPUs that CUDA or ROCm sees, and whether there is Apple's."""
     cuda = torch.cuda
-    return [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+    names = [cuda.get_device_name(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+    return names, torch.backends.mps.is_available()
 
 
-def _asked() -> list[str]:
-    flags = getattr(subprocess, "CREATE_NO_WINDOW", 0)
+def _asked() -> tuple[list[str], bool]:
     try:
         found = subprocess.run(
             [sys.executable, "-c", _PROBE],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PROBE_S,
-            creationflags=flags,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             cwd=os.path.dirname(sys.executable) or None,
             check=True,
         )
-        return [str(name) for name in json.loads(found.stdout)]
-    except (OSError, subprocess.SubprocessError, ValueError):  # the training itself says what is wrong with torch
-        return []
+        names, apple = json.loads(found.stdout.splitlines()[-1])
+        return [str(name) for name in names], bool(apple)
+    # The training itself says what is wrong with torch.
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return [], False

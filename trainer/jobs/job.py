@@ -23,7 +23,7 @@ ACTIVE = ("running", "stopping")  # a child works on it, or should
 RESUMABLE = ("stopped", "interrupted", "failed")  # may be queued again
 
 JOB_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
-DEVICE = re.compile(r"auto|cpu|cuda:\d{1,2}")
+DEVICE = re.compile(r"auto|cpu|mps|cuda:\d{1,2}")
 FORMAT = 1
 JOB, STATE, RESULT, HEARTBEAT, LOG, STOP = (
     "job.json", "state.json", "result.json", "heartbeat", "child.log", "stop",
@@ -87,7 +87,7 @@ class Job:
         _expect(job.kind in KINDS, "kind", job.kind, f"one of {', '.join(KINDS)}")
         _expect(isinstance(job.name, str) and job.name, "name", job.name, "a text")
         _expect(_is_number(job.created), "created", job.created, "seconds")
-        _expect(DEVICE.fullmatch(str(job.device)), "device", job.device, "auto, cpu or cuda:N")
+        _expect(DEVICE.fullmatch(str(job.device)), "device", job.device, "auto, cpu, mps or cuda:N")
         _expect(isinstance(job.spec, dict) and isinstance(job.request, dict), "spec", job.spec, "a table")
         return job
 

@@ -143,7 +143,7 @@ class JobStore:
         if kind not in KINDS:
             raise SettingError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
         if not DEVICE.fullmatch(device):
-            raise SettingError(f"device={device!r}; expected auto, cpu or cuda:N")
+            raise SettingError(f"device={device!r}; expected auto, cpu, mps or cuda:N")
         if not name or len(name) > _LONGEST_NAME:
             raise SettingError(f"found a name of {len(name)} characters; expected 1 to {_LONGEST_NAME}")
         created = time.time()

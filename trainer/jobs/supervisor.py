@@ -150,9 +150,10 @@ class Supervisor:
             self._pause(_WATCH if self._children or self._waiting else _IDLE)
 
     def _announce(self) -> None:
-        self.leads, self._queue, self._children = True, None, {}
+        self._queue, self._children = None, {}
         about = {"name": self.host.name, "process": vars(processes.this())}
         files.write_bytes(self.store.home / _LEADER, json.dumps(about).encode())
+        self.leads = True
         self.devices = self.devices or find_devices()
 
     def _leader(self) -> str:
