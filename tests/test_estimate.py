@@ -17,6 +17,7 @@ from spectral_adapters.trainer import configs, estimate_server, loop, speed
 from spectral_adapters.trainer.calibrate import calibrate
 from spectral_adapters.trainer.estimate import EstimateFault, Estimator
 from spectral_adapters.trainer.jobs.store import JobStore
+from spectral_adapters.trainer.models import load_base
 from spectral_adapters.trainer.quick import Quick, cost_key
 from spectral_adapters.trainer.room import free_bytes
 from spectral_adapters.trainer.spec import TrainSpec
@@ -39,10 +40,11 @@ def plan(wanted: TrainSpec, base: object = None) -> object:
     return events.of("Plan")[0]
 
 
+ROTATION = {"method": "rotation", "columns": "top:6@4", "gradient_checkpointing": True, "sample_prompts": ("a mug",)}
 RUNS = [
     {"method": "svdiff", "norms": True, "text_targets": "attention", "ema": 0.99},
     {"method": "soda", "targets": "cross-attention", "precision": "bf16", "latent_cache": "none", "shuffle_tags": True},
-    {"method": "rotation", "columns": "top:6@4", "gradient_checkpointing": True, "sample_prompts": ("a mug",)},
+    pytest.param(ROTATION, marks=pytest.mark.slow),
 ]
 
 
@@ -58,19 +60,37 @@ def test_the_numbers_are_those_of_the_plan(quick, pictures, changes):
     assert not list(pictures.parent.glob("*.training")), "an estimate leaves nothing behind"
 
 
-def test_a_single_file_by_its_header(quick, tmp_path, monkeypatch, pictures, base):
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_the_plan_of_a_single_file(quick, tmp_path, monkeypatch, pictures, base, family):
+    wanted = _single_file(tmp_path, monkeypatch, pictures, base, family)
+    found, real = quick.outlook(wanted), plan(wanted)
+    assert (found.parameters, found.layers) == (real.parameters, real.layers)
+    assert found.file_bytes == pytest.approx(real.file_bytes, rel=0.002)
+    assert found.cost.memory.total == pytest.approx(real.memory_bytes, rel=0.01)
+
+
+def test_a_single_file_is_known_by_its_header(quick, tmp_path, monkeypatch, pictures, base):
+    wanted = _single_file(tmp_path, monkeypatch, pictures, base, "sd1")
+    weights = load_base(wanted.base, weights_only=True).weights()
+    chosen = [
+        w for name, w in weights.items() if "_attn2_" in name or (name.startswith("lora_te_") and "_attn_" in name)
+    ]
+    found = quick.outlook(wanted)
+    assert found.layers == {"unet": 64, "text_encoder": 48} and sum(found.layers.values()) == len(chosen)
+    assert found.parameters == sum(8 * (w.shape[0] + w.shape[1]) for w in chosen)
+    assert found.cost.memory.parts["base model"] > 4 * sum(w.numel() for w in weights.values())
+    assert (found.kind, found.resolution) == ("sd", 64)
+
+
+def _single_file(tmp_path: Path, monkeypatch, pictures: Path, base: object, family: str) -> TrainSpec:
+    """A run on a narrow checkpoint in one file."""
     monkeypatch.setattr(configs, "CONFIGS", small_configs(tmp_path))
-    words = tmp_path / "words"
-    base.tokenizer.save_pretrained(words)
-    for family, layers in (("sd1", {"unet", "text_encoder"}), ("sdxl", {"unet", "text_encoder", "text_encoder_2"})):
-        path = write(tmp_path / f"{family}.safetensors", family, config=_small(family))
-        texts = {"text_targets": "attention"} | ({"text_targets_2": "all"} if family == "sdxl" else {})
-        wanted = spec(pictures, base=str(path), tokenizer=str(words), targets="cross-attention", resolution=64, **texts)
-        found, real = quick.outlook(wanted), plan(wanted)
-        assert found.layers.keys() == layers
-        assert (found.parameters, found.layers) == (real.parameters, real.layers)
-        assert found.file_bytes == pytest.approx(real.file_bytes, rel=0.002)
-        assert found.cost.memory.total == pytest.approx(real.memory_bytes, rel=0.01)
+    base.tokenizer.save_pretrained(tmp_path / "words")
+    path = write(tmp_path / f"{family}.safetensors", family, config=_small(family))
+    texts = {"text_targets": "attention"} | ({"text_targets_2": "all"} if family == "sdxl" else {})
+    return spec(pictures, base=str(path), tokenizer=str(tmp_path / "words"), targets="cross-attention", resolution=64,
+                **texts)  # fmt: skip
 
 
 def _small(family: str) -> dict:
