@@ -28,20 +28,20 @@ export function pictureList(ctx, dataset) {
       const found = await api.get(`/datasets/pictures?${query}`);
       if (offset === 0) clear(list);
       for (const picture of found.pictures) list.append(pictureRow(page, picture));
-      drawFoot(offset + found.pictures.length, found.total);
+      drawFoot(list.children.length, found.total, found.note);
     } catch (error) {
       if (error.name !== "ApiError") throw error;
       clear(foot, note("error", error.message), retry(() => more(offset)));
     }
   };
   const retry = (again) => button({ label: t("retry"), icon: "refresh", onClick: again });
-  const drawFoot = (seen, total) => {
-    clear(foot);
+  const drawFoot = (seen, total, remark) => {
+    clear(foot, remark ? h("p", { class: "small muted grow" }, remark) : null);
     if (seen >= total) return;
     const left = Math.min(PAGE, total - seen);
     foot.append(
       h("span", { class: "small muted" }, t("pictures.seen", { seen, total })),
-      button({ label: t("pictures.more", { count: left }), onClick: () => more(seen), test: "pictures-more" }),
+      button({ label: t("pictures.more", { count: left }), onClick: () => more(list.children.length), test: "pictures-more" }),
     );
   };
   const hint = () => {
@@ -62,7 +62,7 @@ function pictureRow(page, picture) {
   const { t } = page.ctx;
   const times = () => h("span", { class: "chip" }, t("pictures.repeats", { count: picture.repeats }));
   const mark = h("span", { class: "saved-mark", role: "status" });
-  const fault = h("div", { class: "field-note danger-text", hidden: true });
+  const fault = h("div", { class: "field-note danger-text", hidden: !picture.note }, picture.note);
   const input = captionInput(page, picture, mark, fault);
   const remove = () => removePicture(page, picture, root);
   const bin = () =>
