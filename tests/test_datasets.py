@@ -24,6 +24,7 @@ from spectral_adapters.trainer.folder import scan
 from spectral_adapters.trainer.native import Native, native
 from spectral_adapters.trainer.pictures import bucket_sizes
 from spectral_adapters.trainer.places import NameFault, Places, standalone
+from spectral_adapters.trainer.request import Request, resolve
 from spectral_adapters.trainer.spec import TrainSpec
 
 TRICKS = (
@@ -578,6 +579,17 @@ def test_remembered_pictures_are_bounded(places, monkeypatch):
     monkeypatch.setattr(dataset_check, "_REMEMBERED", 2)
     datasets.check(places, "pets/dog", {}, "tiny")
     assert len(dataset_check._seen) == 2
+
+
+def test_a_training_reads_nothing_from_outside(places, root, tmp_path):
+    asked = Request.from_json({"name": "x", "base": "tiny", "dataset": "pets/dog", "settings": {}})
+    assert resolve(asked, places).images == root / "dog"
+    (root / "dog/10_pup/away.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(NameFault, match=r"10_pup/away\.png"):
+        resolve(asked, places)
+    masked = Request.from_json({"name": "x", "base": "tiny", "dataset": "pets", "settings": {"masks": "pets/dog"}})
+    with pytest.raises(NameFault, match=r"10_pup/away\.png"):
+        resolve(masked, places)
 
 
 # --- sizes of bases

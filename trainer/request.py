@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import SettingError
+from .contents import contained
 from .jobs.job import DEVICE, Options
 from .layering import DEFAULT_PRESET, over_preset
 from .presets import NO_PRESET, PRESETS, known_method
@@ -119,7 +120,7 @@ def resolve(request: Request, places: Places, taken: Collection[Path] = ()) -> T
     chosen = {"base": places.base(request.base), "preset": request.preset, **_placed(request, places)}
     if request.device == "cpu":
         chosen["device"] = "cpu"
-    images, out = places.dataset(request.dataset), places.free_out(request.name, taken)
+    images, out = contained(places, request.dataset), places.free_out(request.name, taken)
     spec = TrainSpec.from_mapping({**over_preset(chosen), "images": str(images), "out": str(out)})
     known_method(spec.method)
     spec.check_values()
@@ -136,7 +137,7 @@ def _placed(request: Request, places: Places) -> dict[str, Any]:
     values = dict(request.settings)
     for name in DATASETS:
         if values.get(name) is not None:
-            values[name] = str(places.dataset(values[name]))
+            values[name] = str(contained(places, values[name]))
     if values.get("start_from") is not None:
         values["start_from"] = str(places.adapter(values["start_from"]))
     if values.get("avoid"):
