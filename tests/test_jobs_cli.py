@@ -95,7 +95,7 @@ def test_results_are_made_of_trainings_that_have_some(jobs, home, spec_file):
     assert len(JobStore(home).entries()) == 1
 
 
-def test_exporting_a_finished_training(jobs, home, spec_file, tmp_path):
+def test_exporting_a_training_and_keeping_a_checkpoint(jobs, home, spec_file, tmp_path):
     id = json.loads(jobs("add", spec_file, "--json")[1])["id"]
     store = JobStore(home)
     entry = store.begin(id, "cpu")
@@ -104,6 +104,11 @@ def test_exporting_a_finished_training(jobs, home, spec_file, tmp_path):
     write_state(entry.folder, entry.state.becomes("finished", adapter=adapter))
     made = store.entry(json.loads(jobs("export", id, "--rank", 4, "--json")[1])["id"])
     assert (made.job.kind, made.job.parent, made.job.spec["rank"]) == ("export", id, 4)
+    checkpoint = entry.run / "checkpoints" / "step-000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "adapter.safetensors").write_bytes(b"x")
+    assert jobs("keep", id, "step-000004") == (0, "It is there as dog-step-000004.safetensors.\n")
+    assert (tmp_path / "dog-step-000004.safetensors").read_bytes() == b"x"
     assert made.job.spec["adapter"] == adapter and made.job.spec["out"] == str(tmp_path / "dog.lora.safetensors")
 
 

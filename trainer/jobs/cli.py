@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,15 +198,19 @@ def _export(store: JobStore, args: argparse.Namespace) -> int:
 
 
 def _keep(store: JobStore, args: argparse.Namespace) -> int:
-    return _done(f"It is there as {_studio(args).keep(args.id, args.checkpoint)}.", args)
+    beside = store.entry(args.id).job.spec.get("out")
+    studio = _studio(args, None if beside is None else Path(beside).parent)
+    return _done(f"It is there as {studio.keep(args.id, args.checkpoint)}.", args)
 
 
-def _studio(args: argparse.Namespace) -> Any:
+def _studio(args: argparse.Namespace, adapters: Path | None = None) -> Any:
+    """What pages ask; it runs nothing here. adapters: where finished ones lie, which for ComfyUI is not the home."""
     from ..places import standalone
     from ..studio import Studio
     from .host import Standalone
 
-    return Studio(standalone(_home(args), {}, []), Standalone(), ())
+    places = standalone(_home(args), {}, [])
+    return Studio(places if adapters is None else replace(places, adapters=adapters), Standalone(), ())
 
 
 def _run(store: JobStore, args: argparse.Namespace) -> int:
