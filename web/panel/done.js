@@ -11,6 +11,7 @@ import { jobHead, logTail, noticeList } from "./job_head.js";
 import { settingsTables } from "./settings_table.js";
 import { SpectrumSection } from "./spectrum.js";
 import { Timeline } from "./timeline.js";
+import { useKept } from "./use_kept.js";
 import { Verdict } from "./verdict.js";
 
 /** The page of a job that has ended. */
@@ -34,14 +35,18 @@ export class DoneView {
     this.verdict = new Verdict(ctx, id);
     this.timeline = new Timeline(ctx, { emptyText: () => t("timeline.none") });
     this.chart = new Chart({ t });
-    this.best = h("p", { class: "best-text", "data-test": "best" });
+    this.best = h("p", { class: "grow", "data-test": "best" });
+    this.takeBest = button({ label: "", icon: "check", test: "use-best", onClick: (event) => this.heldBest(event) });
+    const takeBest = () => useKept(ctx, this.news, { step: this.news.detail.best.step, final: false }, 1);
+    this.heldBest = busy(this.takeBest, takeBest);
+    const best = h("div", { class: "row wrap best-text" }, this.best, this.takeBest);
     this.notices = noticeList(t, this.formats);
     this.grid = new GridSection(ctx, id);
     this.spectrum = new SpectrumSection(ctx, id);
     this.export = new ExportSection(ctx, id);
     this.log = logTail(t, folded);
     this.samples = h("section", { class: "card" }, h("h2", null, t("timeline.title")), this.timeline.root);
-    this.curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, this.best);
+    this.curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, best);
     const side = h("div", { class: "stack" }, this.curve, this.notices.root);
     this.columns = h("div", { class: "job-columns" }, this.samples, side);
     this.folder = h("code", { class: "path" });
@@ -100,7 +105,7 @@ export class DoneView {
     if (this.shown !== curve) this.chart.show([{ curve, name: summary.name }]);
     else this.chart.draw();
     this.shown = curve;
-    setText(this.best, this.#bestText(detail));
+    this.#drawBest(summary, detail);
     this.notices.update(detail.notices);
     this.grid.root.hidden = this.export.root.hidden = this.spectrum.root.hidden = !learned;
     if (learned) for (const part of [this.grid, this.export, this.spectrum]) part.update(news);
@@ -110,9 +115,21 @@ export class DoneView {
     this.#offerOthers(state);
   }
 
+  /** Which checkpoint is best, and a way to take it where another one was made the adapter. */
+  #drawBest(summary, detail) {
+    setText(this.best, this.#bestText(detail));
+    const kept = detail.best && detail.checkpoints.some(({ step }) => step === detail.best.step);
+    // A training that ended early by itself has taken the best already.
+    this.takeBest.hidden = !kept || summary.reason === "converged" || detail.best.step === summary.step;
+    if (this.takeBest.hidden) return;
+    const step = this.formats.count(detail.best.step);
+    const text = summary.adapter ? this.t("done.takeBest", { step }) : this.t("done.take", { step });
+    setText(this.takeBest.lastElementChild, text);
+  }
+
   #bestText(detail) {
     const { best } = detail;
-    if (!best) return this.t("done.noBest");
+    if (!best) return detail.validations.length ? "" : this.t("done.noBest");
     const [first, before] = detail.validations[0] ?? [];
     const facts = {
       step: this.formats.count(best.step),

@@ -235,8 +235,9 @@ class GridResult {
     const over = ended(summary.status);
     this.head.hidden = summary.status === "finished";
     this.status.set(summary);
-    setText(this.where, over ? summary.text : phaseText(summary, this.t, formats(this.t.lang)));
-    this.bar.root.hidden = over;
+    const waits = summary.status === "queued";
+    setText(this.where, over || waits ? summary.text : phaseText(summary, this.t, formats(this.t.lang)));
+    this.bar.root.hidden = over || waits;
     this.bar.set(summary.progress?.done ?? null, summary.progress?.total);
     this.stop.hidden = over;
     this.resume.hidden = !(over && summary.resumable);

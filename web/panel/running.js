@@ -209,6 +209,7 @@ export class RunningView {
     const { summary, detail } = this.news;
     const every = detail.spec.sample_every;
     if (!detail.prompts.length) return this.t("timeline.noPrompts");
+    if (summary.phase?.startsWith("sampling")) return this.t("timeline.now");
     if (!every) return this.t("timeline.atTheEnd");
     const next = Math.ceil((summary.step + 1) / every) * every;
     if (next > (summary.steps ?? Infinity)) return this.t("timeline.atTheEnd");

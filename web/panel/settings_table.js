@@ -4,7 +4,7 @@ import { ApiError } from "./api.js";
 import { clear, h } from "./dom.js";
 import { shown } from "./setting.js";
 
-const unset = (value) => value === null || value === "" || (Array.isArray(value) && value.length === 0);
+const unset = (value) => value === null || value === "" || (typeof value === "object" && !Object.keys(value).length);
 
 /** What a setting is called, in the reader's language. */
 export function settingLabel(t, name, label = name) {

@@ -38,7 +38,15 @@ export function beforeAfter({ t, test = "before-after" }) {
     },
   );
   line.append(h("span", { class: "ba-grip" }, icon("back"), icon("chevron")));
-  const root = h("div", { class: "ba", "data-test": `${test}-pictures` }, right.root, left.root, leftLabel, rightLabel, line);
+  const root = h(
+    "div",
+    { class: "ba", "data-test": `${test}-pictures` },
+    right.root,
+    left.root,
+    leftLabel,
+    rightLabel,
+    line,
+  );
   line.setAttribute("aria-label", t("slider.label"));
   const move = mover(root, line, t);
   dragging(root, line, move);

@@ -12,6 +12,8 @@ const KINDS = { finished: "ok", failed: "error", interrupted: "warn", stopped: "
 const ICONS = { ok: "check", error: "error", warn: "warn", info: "info" };
 // Reasons that say more than the status.
 const REASONS = new Set(["converged", "diverged", "out_of_memory"]);
+// Endings of which the trainer knows no more than our own words say.
+const PLAIN = new Set(["stopped", "diverged"]);
 // What training again begins with, by the reason of the end: settings from those that failed.
 const ADVICE = { out_of_memory: ["memory", lighter], diverged: ["rate", slower] };
 
@@ -65,12 +67,13 @@ export class Verdict {
     const { t } = this;
     const facts = { step: this.formats.count(job.step), steps: this.formats.count(job.steps ?? job.step) };
     const key = endingOf(job);
+    const said = PLAIN.has(key) ? "" : job.text;
     return h(
       "div",
       null,
       h("h2", { "data-test": "verdict-title" }, t(`verdict.${key}.title`, facts)),
       h("p", null, t.or(`verdict.${key}.text`, "", facts)),
-      job.text ? h("p", { class: "muted small verdict-said", "data-test": "verdict-text" }, job.text) : null,
+      h("p", { class: "muted small verdict-said", "data-test": "verdict-text" }, said),
     );
   }
 
