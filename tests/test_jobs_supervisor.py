@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 import training
 
 from spectral_adapters import BasisCache
+from spectral_adapters.spectral.errors import SpectralError
 from spectral_adapters.trainer.jobs import settle
 from spectral_adapters.trainer.jobs import supervisor as supervising
 from spectral_adapters.trainer.jobs.environment import PACK, child_environment, command
@@ -155,6 +157,38 @@ def test_a_second_supervisor_waits_and_takes_over(kept, supervise, quick):
     entry = bad(kept, "after")
     wait(lambda: status(kept, entry) == "failed")
     assert second.status() == {"alive": True, "text": "Runs the queue."}
+
+
+def test_what_a_full_disk_refuses_is_tried_again(kept, supervise, quick, monkeypatch):
+    begin, refused = JobStore.begin, []
+
+    def full(store, id, device):
+        if not refused:
+            refused.append(id)
+            raise SpectralError("the disk is full")
+        return begin(store, id, device)
+
+    monkeypatch.setattr(JobStore, "begin", full)
+    entry = bad(kept, "waits")
+    supervise()
+    wait(lambda: status(kept, entry) == "failed")
+    assert refused == [entry.id]
+
+
+def test_a_host_that_fails_is_said_and_lets_another_work(kept, supervise, quick, monkeypatch):
+    class Broken(Recorder):
+        def changed(self, entry):
+            raise ValueError("no pages")
+
+    uncaught = []
+    monkeypatch.setattr(threading, "excepthook", uncaught.append)
+    entry = bad(kept, "begun")
+    broken = supervise(Broken())
+    wait(lambda: uncaught)
+    wait(lambda: not broken.status()["alive"])
+    assert "An error ended it: ValueError: no pages. Restart the host." in broken.status()["text"]
+    supervise()
+    assert wait(lambda: status(kept, entry) in ("failed", "interrupted"))
 
 
 @posix
