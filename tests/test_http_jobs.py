@@ -145,6 +145,10 @@ def test_a_grid_and_an_export_are_jobs_of_the_training(client, trained):
     for wrong in ({"rank": 0}, {"rank": "8"}, {"checkpoint": "../../x"}, {"checkpoint": "final\0"}):
         assert client.post(f"/jobs/{trained}/export", wrong).status == 400
     assert client.post(f"/jobs/{grid}/export", {}).status == 400, "a grid is no training"
+    waiting = client.post("/jobs", request("waiting")).json["id"]
+    for what in ("grid", "export"):
+        assert client.post(f"/jobs/{waiting}/{what}").status == 409, "its checkpoints still change"
+    client.post(f"/jobs/{waiting}/delete")
     for id in (grid, first, second):
         assert client.post(f"/jobs/{id}/delete").status == 200
 

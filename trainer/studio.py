@@ -21,7 +21,7 @@ from ..spectral.errors import SettingError
 from . import files, job_view
 from .estimates import Estimates
 from .jobs.course import Course
-from .jobs.job import ACTIVE, SILENT
+from .jobs.job import ACTIVE, SILENT, JobConflict
 from .jobs.job import Options as JobOptions
 from .places import SUFFIX, check_name, inside
 
@@ -169,10 +169,13 @@ class Studio:
         return trash
 
     def create_grid(self, id: str, asked: Mapping[str, Any]) -> Entry:
-        """Queue a grid of pictures of a training; see `grid_request` for what can be asked."""
+        """Queue a grid of pictures of a training; see `grid_request` for what can be asked.
+
+        Raises JobConflict while it waits or runs.
+        """
         from .grid_request import grid_request
 
-        entry = self._training(id)
+        entry = self._at_rest(id)
         wanted = grid_request(entry.run, entry.job.spec, _made(entry), asked)
         return self._follow(entry, "grid", wanted, asked)
 
@@ -180,8 +183,9 @@ class Studio:
         """Queue the export of a training as a LoRA beside its adapter.
 
         asked: "checkpoint", a name or "final", and "rank", for methods of full rank; each may be missing or None.
+        Raises JobConflict while it waits or runs.
         """
-        entry = self._training(id)
+        entry = self._at_rest(id)
         source, rank = self.adapter_of(entry, asked.get("checkpoint") or FINAL), asked.get("rank")
         with self._creating:
             out = _free(Path(entry.job.spec["out"]).with_suffix(".lora.safetensors"), self._taken())
@@ -250,6 +254,16 @@ class Studio:
         entry = self.store.entry(id)
         if entry.job.kind != "train":
             raise SettingError(f"job {id} ({entry.job.kind}, {entry.job.name}) is no training; expected the id of one")
+        return entry
+
+    def _at_rest(self, id: str) -> Entry:
+        """A training that keeps its checkpoints: one at work removes old ones, perhaps before the job comes to them."""
+        entry = self._training(id)
+        if entry.state.status in _WAITING:
+            raise JobConflict(
+                f"{entry.job.name} ({id}) is {entry.state.status}, and its checkpoints change. Wait until it has "
+                "finished, or stop it."
+            )
         return entry
 
     def _side(self, id: str) -> Side:
