@@ -80,7 +80,7 @@ class Comfy:
         while not self._answers():
             assert self.process.poll() is None, f"ComfyUI ended while starting:\n{self.log()[-4000:]}"
             assert time.monotonic() < deadline, f"ComfyUI was not ready after {START_SECONDS} s:\n{self.log()[-4000:]}"
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     def _answers(self) -> bool:
         try:
