@@ -201,6 +201,17 @@ def export_lora(page, home: Path) -> None:
     assert [path for path in (home / "adapters").glob("*.safetensors") if path.name != "my fish.safetensors"]
 
 
+def train_again(page) -> None:
+    """The form filled in with the same settings; the name is free again, the file that is there stays."""
+    page.click(at("again"))
+    see(page, "base")
+    assert page.input_value(at("setting-steps")) == SETTINGS["steps"]
+    assert page.input_value(at("prompts")) == "a photo of a sks fish"
+    sync_api.expect(see(page, "new-training")).to_contain_text("my fish-2")
+    page.click(at("draft-back"))
+    sync_api.expect(page.locator(at("draft-back"))).to_have_count(0)
+
+
 def test_from_pictures_to_an_adapter(page, server, tmp_path):
     address, home = server
     page.goto(address)
@@ -217,6 +228,7 @@ def test_from_pictures_to_an_adapter(page, server, tmp_path):
     finish(page, home)
     make_grid(page)
     export_lora(page, home)
+    train_again(page)
 
 
 def test_what_is_wrong_is_said_where_it_is(page, server):

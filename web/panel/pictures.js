@@ -38,10 +38,10 @@ export function pictureList(ctx, dataset) {
   const drawFoot = (seen, total, remark) => {
     clear(foot, remark ? h("p", { class: "small muted grow" }, remark) : null);
     if (seen >= total) return;
-    const left = Math.min(PAGE, total - seen);
+    const label = t("pictures.more", { count: Math.min(PAGE, total - seen) });
     foot.append(
       h("span", { class: "small muted" }, t("pictures.seen", { seen, total })),
-      button({ label: t("pictures.more", { count: left }), onClick: () => more(list.children.length), test: "pictures-more" }),
+      button({ label, onClick: () => more(list.children.length), test: "pictures-more" }),
     );
   };
   const hint = () => {
