@@ -289,14 +289,22 @@ class NewTraining {
   /** What follows from the server's state: devices, and what the host can do. */
   #state() {
     if (!this.state || !this.device) return;
-    const { t } = this.ctx;
     const { device, options } = this.draft.values;
     const devices = this.state.devices.map(({ id, label }) => ({ value: id, label }));
-    this.device.offer([{ value: "auto", label: t("options.device_auto") }, ...devices], device);
+    this.#offerDevices(devices);
+    this.device.set(device);
     this.deviceRow.hidden = devices.length < 2 && device === "auto";
     this.idle.set(options.wait_idle);
     this.unload.set(options.unload);
     for (const row of this.hostRows) row.hidden = this.ctx.host.name !== "comfyui";
+  }
+
+  /** Only where they are new: a list that is open must not close at each word from the server. */
+  #offerDevices(devices) {
+    const known = JSON.stringify(devices);
+    if (known === this.known) return;
+    this.known = known;
+    this.device.offer([{ value: "auto", label: this.ctx.t("options.device_auto") }, ...devices]);
   }
 
   #request() {

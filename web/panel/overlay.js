@@ -18,6 +18,7 @@ export function tooltip(anchor, text) {
   const hide = () => bubble.remove();
   const show = () => {
     anchor.after(bubble);
+    anchor.getRootNode().addEventListener("scroll", hide, { capture: true, once: true });
     bubble.showPopover();
     place(bubble, anchor.getBoundingClientRect());
   };

@@ -178,7 +178,7 @@ export class SpectralPanel extends HTMLElement {
   /** Where to begin: where one was, else what there is. */
   #first(state) {
     const place = this.#host.route?.read() ?? recall(this.#host, "view");
-    if (place && place[0] in VIEWS) return this.go(...place);
+    if (place && Object.hasOwn(VIEWS, place[0])) return this.go(...place);
     const running = state.jobs.find((job) => job.status === "running");
     if (running) return this.go("job", { id: running.id });
     return this.go(state.jobs.length ? "jobs" : "start");
@@ -190,6 +190,9 @@ export class SpectralPanel extends HTMLElement {
    * @param {Object} [params] plain values: they are remembered across a reload
    */
   async go(view, params = {}) {
+    if (!Object.hasOwn(VIEWS, view)) return undefined;
+    // Not drawn yet: it begins there.
+    if (!this.tabs) return remember(this.#host, "view", [view, params]);
     const turn = ++this.#turn;
     this.#at = { view, params };
     this.#mark(view);
