@@ -10,7 +10,7 @@ import spectral_adapters as sa
 from spectral_adapters.spectral.errors import SettingError
 from spectral_adapters.spectral.methods.soda import Parameterisation
 from spectral_adapters.trainer import spec
-from spectral_adapters.trainer.form import METHODS, Kind, form, translated, values
+from spectral_adapters.trainer.form import METHODS, Kind, form, values
 from spectral_adapters.trainer.places import Places, standalone
 from spectral_adapters.trainer.presets import PRESETS, preset_values
 from spectral_adapters.trainer.request import OFFERED, Request, resolve
@@ -101,21 +101,3 @@ def test_values_are_those_of_the_run(places):
     for wrong in (("subjekt", None, "tiny"), ("style", "lora", "tiny"), ("style", None, "other")):
         with pytest.raises(SettingError):
             values(*wrong, places)
-
-
-def test_another_language_over_the_english(places, rows):
-    words = {
-        "settings": {"lr": {"label": "Pas d'apprentissage"}, "steps": {"label": "Étapes", "help": "Combien."}},
-        "methods": {"soda": {"title": "La SODA"}},
-        "presets": {"style": {"help": "Une manière."}},
-        "groups": {"loss": "Perte"},
-        "units": {"steps": "étapes"},
-    }
-    drawn = translated(form(places), words)
-    there = {row["name"]: row for row in drawn["settings"]}
-    assert there["lr"]["label"] == "Pas d'apprentissage" and there["lr"]["help"] == rows["lr"]["help"]
-    assert (there["steps"]["label"], there["steps"]["help"], there["steps"]["unit"]) == ("Étapes", "Combien.", "étapes")
-    assert {m["name"]: m["title"] for m in drawn["methods"]}["soda"] == "La SODA"
-    assert {p["name"]: p["help"] for p in drawn["presets"]}["style"] == "Une manière."
-    assert {g["id"]: g["title"] for g in drawn["groups"]}["loss"] == "Perte"
-    assert translated(form(places), {}) == form(places)

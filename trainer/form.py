@@ -1,11 +1,10 @@
 """The form of a training, made from the settings' own metadata, and the values that a preset gives it.
 
-Needs no torch. Labels and helps are English; `translated` puts another language's over them.
+Needs no torch. Labels and helps are English; pages have those of other languages (locales/).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_origin
@@ -151,25 +150,3 @@ def values(preset: str, method: str | None, base: str, places: Places) -> dict[s
         "values": {name: plain(value) for name, value in shown.items()},
         "sources": {name: sources[name].source for name in shown if name in sources and name in given},
     }
-
-
-def translated(form: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    """The form with the words of another language where it has them.
-
-    words: {"settings": {name: {"label", "help"}}, "presets" and "methods": {name: {"title", "help"}}, "groups":
-    {id: title}, "units": {unit: word}}, each of them optional.
-    """
-    units, groups = words.get("units", {}), words.get("groups", {})
-    rows = [_over(each, words.get("settings", {})) for each in form["settings"]]
-    return {
-        **form,
-        "groups": [group | {"title": groups.get(group["id"], group["title"])} for group in form["groups"]],
-        "settings": [row | {"unit": units.get(row["unit"], row["unit"])} if "unit" in row else row for row in rows],
-        "presets": [_over(each, words.get("presets", {})) for each in form["presets"]],
-        "methods": [_over(each, words.get("methods", {})) for each in form["methods"]],
-    }
-
-
-def _over(row: Mapping[str, Any], words: Mapping[str, Any]) -> dict[str, Any]:
-    own = words.get(row["name"], {})
-    return {**row, **{key: own[key] for key in ("label", "title", "help") if key in own and key in row}}
