@@ -79,9 +79,7 @@ def test_the_given_folders_own_name_counts_too(tmp_path):
     picture().save(path / "a.png")
     found = scan(path)
     assert (found.pictures[0].repeats, found.pictures[0].caption, found.trigger) == (7, "green mug", "green mug")
-    assert found.require() == [
-        "7_green_mug: 1 pictures have no caption and there is no trigger word; using 'green mug'"
-    ]
+    assert found.require() == ["7_green_mug: 1 picture has no caption and there is no trigger word; using 'green mug'"]
     found = scan(path, trigger="sks mug")
     assert (found.pictures[0].caption, found.trigger, found.findings) == ("sks mug", "sks mug", [])
 

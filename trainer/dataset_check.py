@@ -26,6 +26,7 @@ from .spec import TrainSpec
 SECONDS = 8.0  # that pictures are decoded for; what is left is said
 MOST_PIXELS = 2_048  # of a resolution: what a request may ask for
 _REMEMBERED = 20_000
+_MOST_FINDINGS = 500
 _READ = ("resolution", "buckets", "trigger", "alpha_masks", "prediction")
 _FOLDERS = ("masks", "class_images", "validation_images")
 
@@ -125,6 +126,10 @@ def _result(found: Folder, sizes: tuple[Size, ...], left: int) -> dict[str, Any]
     findings = [
         {"file": shown(f.path, found.path), "kind": f.kind, "text": f.text, "fatal": f.fatal} for f in found.findings
     ]
+    findings.sort(key=lambda finding: not finding["fatal"])
+    if (more := len(findings) - _MOST_FINDINGS) > 0:
+        text = f"{more} more remarks are not shown."
+        findings[_MOST_FINDINGS:] = [{"file": "", "kind": "ignored", "text": text, "fatal": False}]
     if left:
         text = f"{left} more pictures were not looked at yet; check again to go on. A training looks at all of them."
         findings.insert(0, {"file": "", "kind": "ignored", "text": text, "fatal": False})

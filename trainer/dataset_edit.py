@@ -32,6 +32,7 @@ _PATIENCE = 30.0  # seconds for another change to end
 _SUFFIX = {
     "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif",
 }  # fmt: skip
+_TAKEN = "a still picture as JPEG, PNG, WebP, BMP, TIFF or AVIF"
 _ROOM = 20  # characters kept for a number and the suffix
 
 
@@ -56,7 +57,8 @@ def upload(places: Places, id: str, name: str, data: bytes) -> str:
     """Add a picture, after decoding it; the name it has got, which is new in the dataset.
 
     name: as the file was called; what cannot be in a file's name is replaced, and the suffix is that of its content.
-    Raises PictureFault for what is no still picture that is decoded here, SpectralError where it cannot be written.
+    Raises PictureFault for what is no still picture that is decoded here, in words that go on from the file's name;
+    SpectralError where it cannot be written.
     """
     _check_picture(name, data)
     folder = places.dataset(id)
@@ -76,12 +78,13 @@ def _check_picture(name: str, data: bytes) -> None:
     if not isinstance(name, str):
         raise NameFault(f"picture: found a {type(name).__name__} as its name, expected a text.")
     if len(data) > LARGEST:
-        raise SettingError(f"{quoted(name)}: found {len(data):,} bytes, expected at most {LARGEST:,}. Scale it down.")
+        raise SettingError(f"found {len(data):,} bytes, expected a picture of at most {LARGEST:,}. Scale it down.")
     try:
         with turn(data):
             decode(data, most=MOST_PIXELS)
     except PictureFault as fault:
-        raise PictureFault(fault.kind, f"{quoted(name)}: {fault}") from fault
+        wanted = f"; expected {_TAKEN}" if fault.kind in ("not a picture", "animated") else ""
+        raise PictureFault(fault.kind, f"{fault}{wanted}") from fault
 
 
 def _safe_stem(name: str) -> str:

@@ -157,9 +157,9 @@ def _add(places: Places, args: argparse.Namespace) -> int:
         except SpectralError as error:
             refused[str(path)] = str(error)
         except OSError as error:
-            refused[str(path)] = f"{path}: cannot be read ({error.strerror or error})"
-    for text in refused.values():
-        print(f"not added: {text}", file=sys.stderr)
+            refused[str(path)] = f"cannot be read ({error.strerror or error})"
+    for path, text in refused.items():
+        print(f"not added: {path}: {text}", file=sys.stderr)
     _print(args, {"added": added, "refused": refused}, [f"{path} -> {name}" for path, name in added.items()])
     return 1 if refused else 0
 

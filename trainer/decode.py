@@ -21,7 +21,7 @@ FaultKind = Literal["broken", "animated", "not a picture", "too large"]
 # Decoders that are tried, whatever a file is called: none of them runs a program or draws vectors. GIF only to name it.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")
 MOST_PIXELS = 2 * 89_478_485  # Pillow's own limit, kept here because programs around us switch Pillow's off
-_LARGE = 32_000_000  # pixels from which pictures are worked on one at a time
+_LARGE = 20_000_000  # pixels from which pictures are worked on one at a time
 _TURN = Lock()
 # What Pillow's decoders are known to raise on damaged files.
 _DECODE_FAULTS = (

@@ -337,7 +337,9 @@ class _Captions:
 
     def remarks(self, stems: set[str]) -> Iterator[Finding]:
         if self.without and not self.trigger:
-            text = f"{len(self.without)} pictures have no caption and there is no trigger word; using {self.fallback!r}"
+            count = len(self.without)
+            lacking = f"{count} pictures have" if count > 1 else "1 picture has"
+            text = f"{lacking} no caption and there is no trigger word; using {self.fallback!r}"
             yield Finding(self.room.path, "caption", text, False)
         for path in sorted(p for paths in self.files.values() for p in paths.values()):
             if path.stem not in stems:
