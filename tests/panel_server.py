@@ -104,6 +104,10 @@ def serving(studio: Studio) -> Iterator[Client]:
         ready.set()
         loop.run_forever()
         loop.run_until_complete(runner.cleanup())
+        connections = asyncio.all_tasks(loop)
+        for connection in connections:
+            connection.cancel()
+        loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
         loop.close()
 
     thread = threading.Thread(target=work)

@@ -9,8 +9,8 @@ from PIL import Image
 from training import write_pictures
 
 TRAVERSALS = (
-    "..", "../..", "own/..", "own/../..", "/etc", "own//etc", "own/./mugs", "own\\mugs", "C:/x", "own/mugs\0", "own/\ud800",
-    "", "nothing", "own/CON", "own/mugs/../../home", "~", "own/" + "a" * 300, "own/mugs" + "/x" * 50,
+    "..", "../..", "own/..", "own/../..", "/etc", "own//etc", "own/./mugs", "own\\mugs", "C:/x", "own/mugs\0",
+    "own/\ud800", "", "nothing", "own/CON", "own/mugs/../../home", "~", "own/" + "a" * 300, "own/mugs" + "/x" * 50,
 )  # fmt: skip
 HOSTILE = '<script>alert("1")</script> \u202e {{7*7}}'
 
@@ -80,7 +80,9 @@ def test_no_name_leads_out_of_the_roots(client, studio, id):
     assert sorted(str(path) for path in studio.places.home.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["../mugs/0.png", "..", "0.txt", "0.png/x", "/etc/passwd", "0.png\0", "x.png", "", "\\"])
+@pytest.mark.parametrize(
+    "name", ["../mugs/0.png", "..", "0.txt", "0.png/x", "/etc/passwd", "0.png\0", "x.png", "", "\\"]
+)
 def test_no_picture_name_leads_out_of_its_dataset(client, studio, name):
     before = sorted(str(path) for path in studio.places.home.parent.rglob("*"))
     for answer in (
@@ -92,7 +94,9 @@ def test_no_picture_name_leads_out_of_its_dataset(client, studio, name):
     assert sorted(str(path) for path in studio.places.home.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["..", "../x", "a/b", "a\\b", "CON", "x.", " x", "a:b", "a\0b", "\ud800", "", "a" * 300, 5, None])
+@pytest.mark.parametrize(
+    "name", ["..", "../x", "a/b", "a\\b", "CON", "x.", " x", "a:b", "a\0b", "\ud800", "", "a" * 300, 5, None]
+)
 def test_a_new_dataset_needs_a_plain_name(client, studio, name):
     answer = client.post("/datasets/create", {"name": name})
     assert answer.status == 400 and answer.json["error"]
@@ -108,6 +112,11 @@ def test_only_pictures_are_taken(client, data):
     answer = client.post("/datasets/upload", {"id": "own/mugs", "name": "x.png", "data": data})
     assert answer.status == 400 and answer.json["error"]
     assert client.get("/datasets/pictures", id="own/mugs").json == before
+
+
+def test_an_upload_that_says_it_is_too_large_is_not_read(client):
+    headers = {**client._own(), "Content-Type": "application/json", "Content-Length": str(1 << 40)}
+    assert client.raw("POST", "/spectral_adapters/datasets/upload", b"{", headers) == 413
 
 
 def test_an_uploads_name_is_only_a_wish(client):

@@ -151,3 +151,17 @@ def test_the_unexpected_is_a_short_sentence_and_a_line_in_the_log(client, studio
     answer = client.get("/state")
     assert answer.status == 500 and "ZeroDivisionError" in answer.json["error"]
     assert "secret detail" not in answer.json["error"] and "secret detail" in caplog.text
+
+
+def test_the_panel_calls_only_routes_that_there_are():
+    """Paths as the panel's code writes them; ${...} stands for any one part of a path."""
+    called = re.compile(r"\b(get|post|act|url)\((?:\w+\.)*\w*,? ?[\"`](/[a-z][^\"`?]*)")
+    found = set()
+    for file in sorted((ROOT / "web").rglob("*.js")):
+        for verb, path in called.findall(file.read_text(encoding="utf-8")):
+            method = "GET" if verb in ("get", "url") else "POST"
+            pattern = re.sub(r"\\\$\\\{[^}]*\\\}", "[^/]+", re.escape(path.removesuffix("${known}")))
+            fitting = [r for r in ROUTES if r.method == method and re.fullmatch(pattern, r.path)]
+            assert fitting, f"{file.name}: {method} {path}"
+            found |= {route.path for route in fitting}
+    assert {"/state", "/datasets/upload", "/jobs/{id}/stop", "/queue", "/jobs/{id}/grid"} <= found

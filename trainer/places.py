@@ -21,6 +21,7 @@ from . import files
 TINY = "tiny"
 ROOTS_FILE = "roots.json"
 SUFFIX = ".safetensors"
+LORA_SUFFIX = ".lora.safetensors"  # of exports, which are no adapters of ours
 LONGEST_NAME = 100  # characters
 _LONGEST_BYTES = 200  # file systems take 255; "-2" and a suffix come behind
 _MOST_PARTS = 8  # of a dataset's id
@@ -225,8 +226,12 @@ def standalone(home: Path, roots: Mapping[str, Path], models: Sequence[Path]) ->
         uploads="datasets",
         adapters=home / "adapters",
         bases=lambda: _bases(folders),
-        adapter_files=lambda: {path.name: path for path in sorted((home / "adapters").glob(f"*{SUFFIX}"))},
+        adapter_files=lambda: _adapters(home / "adapters"),
     )
+
+
+def _adapters(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted(folder.glob(f"*{SUFFIX}")) if not path.name.endswith(LORA_SUFFIX)}
 
 
 def read_roots(path: Path) -> dict[str, Path]:

@@ -23,7 +23,7 @@ from .estimates import Estimates
 from .jobs.course import Course
 from .jobs.job import ACTIVE, SILENT, JobConflict
 from .jobs.job import Options as JobOptions
-from .places import SUFFIX, check_name, inside
+from .places import LORA_SUFFIX, SUFFIX, check_name, inside
 
 if TYPE_CHECKING:
     from .compare import Side
@@ -188,7 +188,7 @@ class Studio:
         entry = self._at_rest(id)
         source, rank = self.adapter_of(entry, asked.get("checkpoint") or FINAL), asked.get("rank")
         with self._creating:
-            out = _free(Path(entry.job.spec["out"]).with_suffix(".lora.safetensors"), self._taken())
+            out = _free_lora(_made(entry) or Path(entry.job.spec["out"]), self._taken())
             wanted = {"adapter": str(source), "out": str(out), "to": "lora", "rank": rank}
             return self._follow(entry, "export", {**wanted, "base": entry.job.spec["base"]}, asked)
 
@@ -341,11 +341,12 @@ def _renamed(wanted: str, out: Path) -> str:
     return "" if out.stem == name else f"{name}{SUFFIX} exists already, or will; this one becomes {out.name}."
 
 
-def _free(path: Path, taken: Collection[Path]) -> Path:
-    """The path, or a numbered one beside it that neither exists nor is taken."""
-    stem, suffix = path.name.split(".", 1)
-    numbered = (path.with_name(f"{stem}-{number}.{suffix}") for number in itertools.count(2))
-    return next(free for free in itertools.chain([path], numbered) if free not in taken and not free.exists())
+def _free_lora(adapter: Path, taken: Collection[Path]) -> Path:
+    """A file for the LoRA beside the adapter that neither exists nor is taken: NAME.lora.safetensors, NAME-2.lora…"""
+    stem = adapter.name.removesuffix(SUFFIX)
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    paths = (adapter.with_name(f"{name}{LORA_SUFFIX}") for name in names)
+    return next(path for path in paths if path not in taken and not path.exists())
 
 
 def _size(path: Path) -> int | None:
