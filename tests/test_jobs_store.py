@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -359,6 +360,17 @@ def test_a_child_killed_between_its_last_event_and_its_result(kept):
         assert (state.status, state.adapter) == (status, adapter), "what an earlier attempt said does not count"
 
 
+def test_a_child_is_known_by_its_heartbeat_before_its_host_has_noted_it(kept):
+    entry, this = kept.begin(add(kept).id, "cpu"), processes.this()
+    assert settle.child(entry) is None
+    for process, expected in ((this, this), (replace(this, started=this.started - 60), None)):
+        (entry.folder / "heartbeat").write_text(json.dumps(vars(process)))
+        assert settle.child(entry) == expected
+    for broken in ("", "[]", '{"pid": 1}'):
+        (entry.folder / "heartbeat").write_text(broken)
+        assert settle.child(entry) is None
+
+
 def test_what_was_settled_stays(kept):
     entry = ended(kept, "finished", text="Well.")
     assert kept.settle(entry.id, 1) == entry
@@ -369,6 +381,7 @@ def test_what_was_settled_stays(kept):
 
 MANY = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from spectral_adapters.trainer.jobs.store import JobStore
 store = JobStore(Path(sys.argv[1]))

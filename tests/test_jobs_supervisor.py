@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import training
+from filelock import FileLock
 
 from spectral_adapters import BasisCache
 from spectral_adapters.spectral.errors import SpectralError
@@ -215,6 +216,10 @@ def test_a_child_without_a_job_to_do_ends(kept):
     entry = bad(kept, "queued")
     done = subprocess.run(command(entry.folder), capture_output=True, text=True, timeout=60)
     assert done.returncode == 3 and "this job is queued; expected the supervisor to have begun it" in done.stdout
+    kept.begin(entry.id, "cpu")
+    with FileLock(entry.folder / "child.lock"):
+        done = subprocess.run(command(entry.folder), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and "found another process at work on this job" in done.stdout
     (entry.folder / "job.json").write_text("{")
     subprocess.run(command(entry.folder), check=True, timeout=60)
     assert "repair the file" in (entry.folder / "result.json").read_text()

@@ -20,7 +20,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -69,7 +68,6 @@ class JobStore:
         self.jobs, self.trash = self.home / "jobs", self.home / "trash"
         self._queue_file = self.home / "queue.json"
         self._known: dict[str, tuple[Signature, Entry]] = {}
-        self._memory = Lock()
         try:
             for folder in (self.jobs, self.trash):
                 files.make_folder(folder)
@@ -115,9 +113,10 @@ class JobStore:
         """A short text that changes whenever anything changes that is shown of any job."""
         parts: list[object] = [_signature(self._queue_file)]
         for name in sorted(self._names()):
-            entry = self._entry(name)
-            parts += [name, self._signature(name)]
-            if entry is not None and entry.state.active:
+            if (entry := self._entry(name)) is None:
+                continue
+            parts += [name, self._known[name][0]]
+            if entry.state.active:
                 parts += [_signature(entry.run / "events.jsonl"), entry.silence() > SILENT]
         return sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -298,24 +297,23 @@ class JobStore:
 
     def _entry(self, name: str) -> Entry | None:
         """The job of a folder as it is now, read again only where its files have changed; None where it is gone."""
-        folder = self.jobs / name
         signature = self._signature(name)
-        with self._memory:
-            known = self._known.get(name)
+        known = self._known.get(name)
         if known is not None and known[0] == signature:
             return known[1]
+        folder = self.jobs / name
         try:
             entry = read_entry(folder)
         except BrokenJob as reason:
             if not folder.is_dir():
                 return None
             entry = broken(folder, reason)
-        with self._memory:
-            self._known[name] = (signature, entry)
+        self._known[name] = (signature, entry)
         return entry
 
     def _signature(self, name: str) -> Signature:
-        return tuple(_signature(self.jobs / name / file) for file in (JOB, STATE))
+        folder = os.path.join(self.jobs, name)  # not by pathlib, since pages ask this of all jobs every second
+        return tuple(_signature(os.path.join(folder, file)) for file in (JOB, STATE))
 
     def _readable(self, id: str) -> Entry:
         """Raises BrokenJob where the job's files cannot be read."""
@@ -379,10 +377,10 @@ class JobStore:
             guard.release()
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
+def _signature(path: str | Path) -> tuple[int, int, int]:
     """Another one whenever the file was replaced or has grown."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return (0, 0, 0)
     return (found.st_mtime_ns, found.st_size, found.st_ino)
