@@ -195,7 +195,9 @@ class DatasetSection {
     try {
       const ask = (signal) => this.ctx.api.post("/datasets/check", { id: dataset, base, settings }, { signal });
       const { current, value } = await this.only(ask);
-      if (current && dataset === this.draft.values.dataset) this.#result(value);
+      if (!current || dataset !== this.draft.values.dataset) return;
+      this.#result(value);
+      if (value.left) this.check(); // a large dataset is looked at in portions
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.#result(null);
