@@ -1,0 +1,55 @@
+"""The second language is complete: every English text has a French one with the same places to fill in."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import spectral_adapters as sa
+from spectral_adapters.trainer.form import form
+from spectral_adapters.trainer.places import standalone
+
+LOCALES = Path(sa.__file__).parent / "locales"
+
+
+def flat(table: dict, before: str = "") -> dict[str, str]:
+    """Nested texts by their path."""
+    found = {}
+    for key, value in table.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
+
+
+def texts(language: str, name: str) -> dict[str, str]:
+    return flat(json.loads((LOCALES / language / name).read_text(encoding="utf-8")))
+
+
+def gaps(text: str) -> list[str]:
+    """What is filled in."""
+    return sorted(re.findall(r"\{(\w+)\}", text))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (LOCALES / "en").glob("*.json")))
+def test_every_english_text_has_a_french_one(name):
+    english, french = texts("en", name), texts("fr", name)
+    assert not english.keys() - french.keys()
+    known = {key for key in french if not key.startswith("spectralAdapters.form.")}
+    assert not known - english.keys(), "what nobody shows any more"
+    for key, text in english.items():
+        assert gaps(french[key]) == gaps(text), key
+        assert bool(french[key]) == bool(text), key
+
+
+def test_every_word_of_the_form_has_a_french_one(tmp_path):
+    drawn, french = form(standalone(tmp_path, {}, [])), texts("fr", "main.json")
+    wanted = {f"settings.{row['name']}.{part}" for row in drawn["settings"] for part in ("label", "help")}
+    wanted |= {f"{kind}.{row['name']}.{part}" for kind in ("presets", "methods") for row in drawn[kind]
+               for part in ("title", "help")}  # fmt: skip
+    wanted |= {f"groups.{group['id']}" for group in drawn["groups"]}
+    wanted |= {f"units.{row['unit']}" for row in drawn["settings"] if "unit" in row}
+    there = {key.removeprefix("spectralAdapters.form.") for key in french if key.startswith("spectralAdapters.form.")}
+    assert there == wanted
+    for name in {row["name"] for row in drawn["settings"]}:
+        label, told = (french[f"spectralAdapters.form.settings.{name}.{part}"] for part in ("label", "help"))
+        assert len(label) <= 45 and len(told) >= 25 and told.endswith((".", ").")), name
