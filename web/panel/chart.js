@@ -233,10 +233,16 @@ export class Chart {
       if (curve.validations.length) paintPoints(g, upper, curve.validations, held);
       if (lower) paintLine(g, lower, curve.steps, curve.lr, range, colours.lr, 1.4);
     });
-    if (!lower) return;
+    if (lower) this.#paintRateName(g, lower, colours);
+  }
+
+  /** At the end that the line leaves free. */
+  #paintRateName(g, panel, colours) {
+    const { curve } = this.runs[0];
+    const low = panel.y.place(curve.lr[curve.range(this.window.low, this.window.high)[1] - 1]) < 0.5;
     g.textAlign = "right";
-    g.textBaseline = "bottom";
-    halo(g, this.t("chart.lr"), lower.right - 5, lower.bottom - 3, colours.lr, colours.paper);
+    g.textBaseline = low ? "top" : "bottom";
+    halo(g, this.t("chart.lr"), panel.right - 5, low ? panel.top + 2 : panel.bottom - 3, colours.lr, colours.paper);
   }
 
   #paintMarks(g, panels, colours) {

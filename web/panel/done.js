@@ -8,6 +8,7 @@ import { ExportSection } from "./export.js";
 import { formats } from "./format.js";
 import { GridSection } from "./grid.js";
 import { jobHead, logTail, noticeList } from "./job_head.js";
+import { enlarge } from "./lightbox.js";
 import { settingsTables } from "./settings_table.js";
 import { SpectrumSection } from "./spectrum.js";
 import { Timeline } from "./timeline.js";
@@ -45,7 +46,15 @@ export class DoneView {
     this.spectrum = new SpectrumSection(ctx, id);
     this.export = new ExportSection(ctx, id);
     this.log = logTail(t, folded);
-    this.samples = h("section", { class: "card" }, h("h2", null, t("timeline.title")), this.timeline.root);
+    this.sheet = button({
+      label: t("done.sheet"),
+      icon: "grid",
+      kind: "quiet",
+      test: "sheet",
+      onClick: () => this.#showSheet(),
+    });
+    const title = h("div", { class: "row between" }, h("h2", null, t("timeline.title")), this.sheet);
+    this.samples = h("section", { class: "card" }, title, this.timeline.root);
     this.curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, best);
     const side = h("div", { class: "stack" }, this.curve, this.notices.root);
     this.columns = h("div", { class: "job-columns" }, this.samples, side);
@@ -83,6 +92,11 @@ export class DoneView {
     return h("div", { class: "row wrap between job-footer" }, this.others.root, remove);
   }
 
+  #showSheet() {
+    const url = this.ctx.api.file(this.news.detail.pictures.sheet);
+    enlarge(this.root, { t: this.t, items: [{ url, caption: this.t("done.sheet") }] });
+  }
+
   async #delete() {
     const { t, ctx } = this;
     const sure = await ctx.confirm(
@@ -102,6 +116,7 @@ export class DoneView {
     this.verdict.update(news);
     this.samples.hidden = this.curve.hidden = !begun;
     this.timeline.update(detail.samples, summary.best?.step ?? null);
+    this.sheet.hidden = !detail.pictures.sheet;
     if (this.shown !== curve) this.chart.show([{ curve, name: summary.name }]);
     else this.chart.draw();
     this.shown = curve;

@@ -150,6 +150,7 @@ export class GridSection {
     try {
       await this.ctx.api.post(`/jobs/${this.id}/grid`, this.#wanted());
       this.form.open = false;
+      this.open = null;
       await this.ctx.store.refresh();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;

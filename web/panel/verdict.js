@@ -92,7 +92,10 @@ export class Verdict {
 
   #actions(job, detail, can, curve) {
     const again = this.#again(job, detail, curve);
-    const onward = job.status === "failed" ? [...again, ...this.#goOn(job)] : [...this.#goOn(job), ...again];
+    const onward = job.status === "failed" && !refusedSetting(job) ? [...again, ...this.#goOn(job)] : [
+      ...this.#goOn(job),
+      ...again,
+    ];
     const use = this.#useful(job);
     const found = job.status === "finished" ? [...use, ...onward] : [...onward, ...use];
     if (can.includes("open")) found.push(
@@ -118,7 +121,7 @@ export class Verdict {
   #goOn(job) {
     if (job.status === "finished") return [];
     const { t } = this;
-    const [, setting] = /--allow (\w+)/.exec(job.text ?? "") ?? [];
+    const setting = refusedSetting(job);
     if (setting) {
       const label = t("done.resumeAnyway", { setting: settingLabel(t, setting) });
       return [this.#button(null, "play", "resume-allow", () => this.#resume({ allow: [setting] }), label)];
@@ -150,8 +153,15 @@ export class Verdict {
   }
 }
 
+/** The setting whose new content kept a training from being resumed, or null; the trainer's sentence names it. */
+function refusedSetting({ status, text }) {
+  return status === "failed" ? /--allow (\w+)/.exec(text ?? "")?.[1] ?? null : null;
+}
+
 /** Which words say how a job ended. */
-export function endingOf({ status, reason, step, resumable }) {
+export function endingOf(job) {
+  const { status, reason, step, resumable } = job;
+  if (refusedSetting(job)) return "refused";
   if (status === "stopped" && !step && !resumable) return "unbegun";
   if (status === "stopped" && (reason === "killed" || !resumable)) return "ended";
   if (status === "interrupted" && !resumable) return "lost";
@@ -167,5 +177,5 @@ function lighter({ batch_size: batch = 1, accumulation = 1 }) {
 /** The same with a quarter of the learning rate, in round numbers; a preset's own rate is read off the curve. */
 function slower({ lr }, curve) {
   const rate = lr ?? curve.lr.subarray(0, curve.count).reduce((top, value) => Math.max(top, value), 0);
-  return rate > 0 ? { lr: Number((rate / 4).toPrecision(1)) } : {};
+  return rate > 0 ? { lr: Number((rate / 4).toPrecision(2)) } : {};
 }
