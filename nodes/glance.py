@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..trainer.plot import plot_losses
+from ..trainer.plot import SIZE, plot_losses
 
 if TYPE_CHECKING:
     from ..trainer.jobs.course import Course
@@ -50,10 +50,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def loss_picture(course: Course | None, title: str) -> Image.Image:
+def loss_picture(course: Course | None, title: str, size: tuple[int, int] = SIZE) -> Image.Image:
     """The loss plot up to now; an empty one for a job that has not begun."""
     if course is None:
-        return plot_losses((), title=title)
+        return plot_losses((), title=title, size=size)
     curve = course.curve()
     checkpoints = curve["checkpoints"]
     return plot_losses(
@@ -63,6 +63,7 @@ def loss_picture(course: Course | None, title: str) -> Image.Image:
         checkpoints=[each["step"] for each in checkpoints],
         rates=_pairs(curve["steps"], curve["lr"]),
         title=title,
+        size=size,
     )
 
 

@@ -29,7 +29,7 @@ _SEED = "training_seed"  # a widget named `seed` would be drawn anew after each 
 _PLAIN = ("steps", "trigger")
 _ADVANCED = ("resolution", "targets", "lr", "sample_prompts")
 _LOOK = 0.25  # seconds between looks at the job, and so the most that Cancel waits
-_PREVIEW = 512  # pixels of the plot's longer side on the node
+_PLOT = (640, 360)  # pixels; a node is about half as wide, and the plot's words must be read there
 _DRAW_SHARE = 0.1  # of the time may go into drawing the plot
 
 
@@ -244,8 +244,8 @@ def _watch(id: str) -> Entry:
             report.show(text)
         if summary["step"] != shown and time.monotonic() >= next_plot and summary["loss"] is not None:
             began = time.monotonic()
-            picture = glance.loss_picture(made.course(id), entry.job.name)
-            bar.update_absolute(summary["step"], summary["steps"], ("JPEG", picture, _PREVIEW))
+            picture = glance.loss_picture(made.course(id), entry.job.name, _PLOT)
+            bar.update_absolute(summary["step"], summary["steps"], ("JPEG", picture, _PLOT[0]))
             shown = summary["step"]
             next_plot = time.monotonic() + (time.monotonic() - began) / _DRAW_SHARE
         _pause()

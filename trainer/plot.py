@@ -23,6 +23,7 @@ RAW, SMOOTH, HELD_OUT, BEST, RATE, MARK = "#b9cfe8", "#1f5fae", "#d9691e", "#137
 _ZOOM = 2
 # From this ratio of the largest to the smallest shown loss on, equal ratios get equal heights.
 _LOG_FROM = 12.0
+_LOG_NOTE = 110  # pixels of "logarithmic scale", which small pictures have no room for
 _LEFT, _RIGHT, _TOP, _BOTTOM, _GAP, _RATE_SHARE = 76, 34, 66, 40, 30, 0.17
 
 
@@ -166,6 +167,10 @@ class Canvas:
     def __init__(self, size: tuple[int, int]) -> None:
         self._image = Image.new("RGB", (size[0] * _ZOOM, size[1] * _ZOOM), PAPER)
         self._draw = ImageDraw.Draw(self._image)
+
+    @property
+    def width(self) -> int:
+        return self._image.width // _ZOOM
 
     def picture(self) -> Image.Image:
         return self._image.reduce(_ZOOM)
@@ -311,7 +316,7 @@ def _headings(canvas: Canvas, title: str, axis: Axis, held_out: bool, best: bool
     for text, colour, kind in entries:
         canvas.swatch((x, 50), colour, kind)
         x += 24 + canvas.note((x + 24, 50), text, FAINT, "lm") + 20
-    if axis.log:
+    if axis.log and x + _LOG_NOTE < canvas.width:
         canvas.note((x, 50), "logarithmic scale", FAINT, "lm")
 
 
