@@ -4,24 +4,24 @@
  */
 
 import { Api } from "./api.js";
+import { create as compare } from "./compare.js";
 import { note } from "./controls.js";
 import { clear, h, setText } from "./dom.js";
 import { loadStrings } from "./i18n.js";
+import { create as job } from "./job.js";
+import { create as jobs } from "./job_list.js";
+import { create as newTraining } from "./new_training.js";
 import { ask, toasts } from "./overlay.js";
 import { recall, remember } from "./remember.js";
+import { create as start } from "./start.js";
 import { moving, Store } from "./store.js";
 import { followTheme } from "./theme.js";
 import { tokenScreen } from "./token.js";
 
 const STYLES = ["./style.css", "./views.css"].map((name) => new URL(name, import.meta.url).href);
-// Loaded when first shown. A view: create(ctx, params) -> {root, update(state), destroy()}.
-const VIEWS = {
-  start: () => import("./start.js"),
-  new: () => import("./new_training.js"),
-  job: () => import("./job.js"),
-  jobs: () => import("./job_list.js"),
-  compare: () => import("./compare.js"),
-};
+// A view: create(ctx, params) -> {root, update(state), destroy()}. All are loaded at once: the server may be away when
+// one is opened.
+const VIEWS = { start, new: newTraining, job, jobs, compare };
 const TABS = ["new", "jobs"];
 const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "jobs" };
 
@@ -43,7 +43,7 @@ const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "
  * @property {Api} api
  * @property {Store} store
  * @property {Function} t
- * @property {(view: string, params?: Object) => Promise<void>} go
+ * @property {(view: string, params?: Object) => void} go
  * @property {(kind: string, text: string) => void} toast
  * @property {Host} host
  * @property {(text: string, options?: {yes?: string, danger?: boolean}) => Promise<boolean>} confirm
@@ -189,21 +189,18 @@ export class SpectralPanel extends HTMLElement {
    * @param {keyof typeof VIEWS} view
    * @param {Object} [params] plain values: they are remembered across a reload
    */
-  async go(view, params = {}) {
+  go(view, params = {}) {
     if (!Object.hasOwn(VIEWS, view)) return undefined;
     // Not drawn yet: it begins there.
-    if (!this.tabs) return remember(this.#host, "view", [view, params]);
-    const turn = ++this.#turn;
+    if (!this.#ctx?.t) return remember(this.#host, "view", [view, params]);
     this.#at = { view, params };
     this.#mark(view);
-    const made = await this.#make(view, params);
-    if (turn !== this.#turn) return made.destroy?.();
     this.#view?.destroy();
-    this.#view = made;
-    clear(this.main, made.root);
+    this.#view = this.#make(view, params);
+    clear(this.main, this.#view.root);
     this.main.scrollTop = 0;
     this.main.dataset.view = view;
-    if (this.#ctx.store.state) made.update(this.#ctx.store.state);
+    if (this.#ctx.store.state) this.#view.update(this.#ctx.store.state);
     return undefined;
   }
 
@@ -217,10 +214,9 @@ export class SpectralPanel extends HTMLElement {
     remember(this.#host, "view", [view, kept]);
   }
 
-  async #make(view, params) {
+  #make(view, params) {
     try {
-      const { create } = await VIEWS[view]();
-      return create(this.#ctx, params);
+      return VIEWS[view](this.#ctx, params);
     } catch (error) {
       // A view that cannot be made must say so instead of leaving the old one in place.
       console.error(error);
