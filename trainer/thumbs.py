@@ -18,7 +18,7 @@ from . import files, pictures
 from .decode import PictureFault, decode, turn
 
 LARGEST = 1024  # pixels of a side
-MOST_BYTES = 64 << 20  # of a file that is decoded for this
+MOST_BYTES = 256 << 20  # of a file that is decoded for this
 CACHE_BYTES = 256 << 20
 _SUFFIX = ".thumb"
 _QUALITY = 82
