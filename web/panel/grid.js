@@ -8,16 +8,10 @@ import { FINAL, keptOptions } from "./export.js";
 import { formats } from "./format.js";
 import { GridTable } from "./grid_table.js";
 import { badge, ended, phaseText } from "./status.js";
+import { readStrengths } from "./strengths.js";
 
 const STRENGTHS = "0, 0.5, 1, 1.25";
 const MOST_CHOSEN = 3;
-
-/** The numbers in a text that are separated by spaces, commas or semicolons; null where something else is in it. */
-export function readStrengths(text) {
-  const parts = text.split(/[\s;]+|,(?=\s|$)|,(?=\d*[.])/).filter(Boolean);
-  const numbers = parts.flatMap((part) => part.split(",")).filter(Boolean).map(Number);
-  return numbers.length && numbers.every(Number.isFinite) ? [...new Set(numbers)] : null;
-}
 
 /** The grid part of a finished job's page: the form, and the newest grid. */
 export class GridSection {
