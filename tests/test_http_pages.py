@@ -10,6 +10,7 @@ import pytest
 from panel_server import TOKEN, make_studio, serving
 
 import spectral_adapters
+from spectral_adapters.__main__ import main
 from spectral_adapters.trainer.http import strings
 from spectral_adapters.trainer.http.guard import cookie_name
 
@@ -122,3 +123,40 @@ def test_a_port_that_is_taken_is_a_sentence(tmp_path):
         typed = ["ui", "--home", str(tmp_path), "--port", port, "--no-browser", "--device", "cpu"]
         shown = subprocess.run([sys.executable, "-m", "spectral_adapters", *typed], capture_output=True, text=True)
     assert shown.returncode == 2 and port in shown.stderr and "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--models", "nowhere"], "--models: found no folder nowhere"),
+        (["--device", "cuda:99"], "--device cuda:99"),
+        (["--home", "file/home"], "home"),
+        (["--root", "a/b=."], "--root"),
+    ],
+)
+def test_what_cannot_be_served_is_a_sentence(typed, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("spectral_adapters.trainer.jobs.host.find_devices", lambda: ())
+    assert main(["ui", "--no-browser", "--port", "0", "--home", "home", *typed]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and said in shown
+
+
+@pytest.mark.parametrize(
+    "typed", [["--port", "99999"], ["--port", "-1"], ["--root", "x"], ["--fly"], ["--host", "0.0.0.0"]]
+)
+def test_options_that_there_are_not(typed, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["ui", *typed])
+    assert stopped.value.code == 2 and typed[-1].strip("-") in capsys.readouterr().err
+
+
+def test_the_command_line_stays_light():
+    """Its options are read without aiohttp, and --help of all commands imports none of their modules."""
+    code = (
+        "import sys, spectral_adapters.__main__ as m; m.parser('ui').parse_args(['ui']); "
+        "print([name for name in ('aiohttp', 'torch', 'PIL', 'numpy') if name in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"

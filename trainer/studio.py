@@ -6,10 +6,9 @@ the home folder: two studios on one home show the same and may both change it.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,13 +16,21 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..spectral.errors import SettingError
 from . import files, job_view
 from .estimates import Estimates
+from .grid_request import FINAL, grid_request
 from .jobs.course import Course
-from .jobs.job import ACTIVE, SILENT, JobConflict
+from .jobs.job import SILENT
 from .jobs.job import Options as JobOptions
-from .places import LORA_SUFFIX, SUFFIX, check_name, inside
+from .outcome import (
+    UNDER_WAY,
+    adapter_of,
+    check_at_rest,
+    check_training,
+    export_request,
+    finished_adapter,
+)
+from .places import SUFFIX, check_name, inside
 
 if TYPE_CHECKING:
     from .compare import Side
@@ -32,8 +39,6 @@ if TYPE_CHECKING:
     from .places import Places
     from .request import Request
 
-_WAITING = ("queued", *ACTIVE)
-FINAL = "final"
 _COURSES = 16  # kept in memory, some megabytes each for a long training
 
 
@@ -134,7 +139,7 @@ class Studio:
 
         The version changes whenever anything of that does.
         """
-        about = {"supervisor": self._supervision(), "devices": self._devices()}
+        about = {"supervisor": self.supervisor.status(), "devices": self._devices()}
         version = sha256(f"{self.store.version()} {json.dumps(about)}".encode()).hexdigest()[:16]
         if version == known:
             return {"version": version, "unchanged": True}
@@ -173,42 +178,26 @@ class Studio:
 
         Raises JobConflict while it waits or runs.
         """
-        from .grid_request import grid_request
-
-        entry = self._at_rest(id)
-        wanted = grid_request(entry.run, entry.job.spec, _made(entry), asked)
+        entry = check_at_rest(self.store.entry(id))
+        wanted = grid_request(entry.run, entry.job.spec, finished_adapter(entry), asked)
         return self._follow(entry, "grid", wanted, asked)
 
     def create_export(self, id: str, asked: Mapping[str, Any]) -> Entry:
-        """Queue the export of a training as a LoRA beside its adapter.
+        """Queue the export of a training as a LoRA beside its adapter; see `export_request` for what can be asked.
 
-        asked: "checkpoint", a name or "final", and "rank", for methods of full rank; each may be missing or None.
         Raises JobConflict while it waits or runs.
         """
-        entry = self._at_rest(id)
-        source, rank = self.adapter_of(entry, asked.get("checkpoint") or FINAL), asked.get("rank")
+        entry = check_at_rest(self.store.entry(id))
         with self._creating:
-            out = _free_lora(_made(entry) or Path(entry.job.spec["out"]), self._taken())
-            wanted = {"adapter": str(source), "out": str(out), "to": "lora", "rank": rank}
-            return self._follow(entry, "export", {**wanted, "base": entry.job.spec["base"]}, asked)
-
-    def adapter_of(self, entry: Entry, checkpoint: str) -> Path:
-        """The adapter file of a checkpoint's name, or the finished one. Raises SettingError where it is not there."""
-        from .checkpoint import ADAPTER
-
-        made = _made(entry) if checkpoint == FINAL else inside(entry.run, "checkpoints", checkpoint, ADAPTER)
-        if made is None or not made.is_file():
-            said = "finished adapter" if checkpoint == FINAL else f"checkpoint {checkpoint}"
-            raise SettingError(f"{entry.job.name}: found no {said}; expected one that the run has kept")
-        return made
+            return self._follow(entry, "export", export_request(entry, asked, self._taken()), asked)
 
     def keep(self, id: str, checkpoint: str) -> str:
         """Make a checkpoint's adapter a file among the finished ones, for the loader; its name there.
 
         One that is there already is not written again. Raises SettingError, SpectralError.
         """
-        entry = self._training(id)
-        source = self.adapter_of(entry, checkpoint)
+        entry = check_training(self.store.entry(id))
+        source = adapter_of(entry, checkpoint)
         if checkpoint == FINAL:
             return source.name
         name = f"{Path(entry.job.spec['out']).stem}-{checkpoint}"
@@ -232,7 +221,7 @@ class Studio:
         from ..spectral.file import load
         from ..spectral.spectrum import spectrum
 
-        return spectrum(load(self.adapter_of(self._training(id), checkpoint)))
+        return spectrum(load(adapter_of(check_training(self.store.entry(id)), checkpoint)))
 
     def compare(self, a: str, b: str) -> dict[str, Any]:
         """Two trainings' settings, curves and samples. Raises UnknownJob, SettingError."""
@@ -250,26 +239,10 @@ class Studio:
         """The adapter files there are."""
         return [{"name": name, "bytes": _size(path)} for name, path in self.places.adapter_files().items()]
 
-    def _training(self, id: str) -> Entry:
-        entry = self.store.entry(id)
-        if entry.job.kind != "train":
-            raise SettingError(f"job {id} ({entry.job.kind}, {entry.job.name}) is no training; expected the id of one")
-        return entry
-
-    def _at_rest(self, id: str) -> Entry:
-        """A training that keeps its checkpoints: one at work removes old ones, perhaps before the job comes to them."""
-        entry = self._training(id)
-        if entry.state.status in _WAITING:
-            raise JobConflict(
-                f"{entry.job.name} ({id}) is {entry.state.status}, and its checkpoints change. Wait until it has "
-                "finished, or stop it."
-            )
-        return entry
-
     def _side(self, id: str) -> Side:
         from .compare import Side
 
-        entry = self._training(id)
+        entry = check_training(self.store.entry(id))
         course = self._course(entry)
         curve = course.curve()
         samples = job_view.samples(entry, curve.pop("samples"))
@@ -289,9 +262,6 @@ class Studio:
         self.supervisor.wake()
         return entry
 
-    def _supervision(self) -> dict[str, Any]:
-        return self.supervisor.status()
-
     def _devices(self) -> list[dict[str, Any]]:
         working = {entry.state.device: entry.id for entry in self.store.active()}
         return [{"id": d.id, "label": d.label, "job": working.get(d.id)} for d in self.supervisor.devices]
@@ -306,13 +276,12 @@ class Studio:
 
     def _taken(self) -> set[Path]:
         """The files that jobs still to come will write."""
-        waiting = (entry for entry in self.store.entries() if entry.state.status in _WAITING)
+        waiting = (entry for entry in self.store.entries() if entry.state.status in UNDER_WAY)
         return {Path(entry.job.spec["out"]) for entry in waiting if "out" in entry.job.spec}
 
     def _serves(self, entry: Entry, reuse: bool) -> bool:
-        made = entry.state.adapter
-        finished = reuse and entry.state.status == "finished" and made is not None and os.path.isfile(made)
-        return finished or entry.state.status in _WAITING
+        finished = reuse and entry.state.status == "finished" and job_view.adapter(entry.state.adapter) is not None
+        return finished or entry.state.status in UNDER_WAY
 
 
 @dataclass(frozen=True)
@@ -330,23 +299,10 @@ def _key(entry: Entry) -> tuple[Any, ...]:
     return (state, _stamp(entry.run / "events.jsonl"), _stamp(entry.run / "samples"), made, silent)
 
 
-def _made(entry: Entry) -> Path | None:
-    """The finished adapter, where it is there."""
-    return None if entry.state.adapter is None else Path(entry.state.adapter)
-
-
 def _renamed(wanted: str, out: Path) -> str:
     """What to tell someone whose adapter gets another name than was asked for."""
     name = check_name(wanted.removesuffix(SUFFIX), "name")
     return "" if out.stem == name else f"{name}{SUFFIX} exists already, or will; this one becomes {out.name}."
-
-
-def _free_lora(adapter: Path, taken: Collection[Path]) -> Path:
-    """A file for the LoRA beside the adapter that neither exists nor is taken: NAME.lora.safetensors, NAME-2.lora…"""
-    stem = adapter.name.removesuffix(SUFFIX)
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    paths = (adapter.with_name(f"{name}{LORA_SUFFIX}") for name in names)
-    return next(path for path in paths if path not in taken and not path.exists())
 
 
 def _size(path: Path) -> int | None:

@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a folder with base models, .safetensors or diffusers folders (repeatable)",
     )
-    add("--port", type=int, default=DEFAULT_PORT, help=f"0 for any free one (default: {DEFAULT_PORT})")
+    add("--port", type=_port, default=DEFAULT_PORT, help=f"0 for any free one (default: {DEFAULT_PORT})")
     add("--no-browser", action="store_true", help="only print the address")
     add("--device", default=None, metavar="NAME", help="train on this device alone: cpu, cuda:0, ... (default: all)")
 
@@ -58,12 +58,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _studio(args: argparse.Namespace) -> Studio:
+    from ...spectral.errors import SettingError
+    from ..files import refusal
+    from ..jobs.cli import DEFAULT_HOME
     from ..jobs.host import Standalone
     from ..places import standalone
     from ..studio import Studio
 
-    home = Path.home() / "spectral_adapters" if args.home is None else args.home
-    places = standalone(home, dict(args.root), args.models)
+    home = Path.home() / DEFAULT_HOME if args.home is None else args.home
+    for folder in args.models:
+        if not folder.is_dir():
+            raise SettingError(f"--models: found no folder {folder}, expected one with base models")
+    try:
+        places = standalone(home, dict(args.root), args.models)
+    except OSError as error:
+        raise refusal("making the home folder", home, error, "Choose another with --home") from error
     return Studio(places, Standalone(), None if args.device is None else (_device(args.device),))
 
 
@@ -85,8 +94,16 @@ def _ready(address: str, browser: bool) -> None:
     print("Ctrl-C closes it; trainings go on.", flush=True)
     if browser:
         import webbrowser
+        from threading import Thread
 
-        webbrowser.open(address)
+        # In a thread: where there is no screen it may be a text browser, which returns at its end.
+        Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; expected 0 to 65535")
+    return int(text)
 
 
 def _named_folder(text: str) -> tuple[str, Path]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ...spectral.errors import SettingError
+from ..grid_request import FINAL
 from ..open_folder import can_open_folders, open_folder
-from ..studio import FINAL, Studio
+from ..studio import Studio
 from .call import Call
 from .route import Route
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..grid_request import FINAL
 from ..studio import Studio
 from .call import Call
 from .route import Route
@@ -16,7 +17,7 @@ def grid(studio: Studio, call: Call) -> dict[str, Any]:
 
 def spectrum(studio: Studio, call: Call) -> dict[str, Any]:
     """Which layers and columns the training moved."""
-    return studio.spectrum(call.path["id"], call.text("checkpoint", "final"))
+    return studio.spectrum(call.path["id"], call.text("checkpoint", FINAL))
 
 
 def compare(studio: Studio, call: Call) -> dict[str, Any]:
