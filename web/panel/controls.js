@@ -56,7 +56,7 @@ export function field({ label, help, control, test, beside = null, inline = fals
   const noteId = `${id}-note`;
   control.input.id = id;
   const note = h("div", { class: "field-note", id: noteId, hidden: true });
-  const name = h("label", { class: "field-label", for: id }, label);
+  const name = h("label", { class: "field-label", for: id, title: label }, label);
   const head = h("div", { class: "field-head" }, name, help ? helpButton(help, label) : null, beside);
   const root = h("div", { class: `field${inline ? " inline" : ""}`, "data-test": test }, head, control.root, note);
   const write = (text, bad) => {

@@ -11,12 +11,13 @@ export function belongs(setting, method) {
 
 /** A value as it is shown: lists by commas, no number with a tail of nines. */
 export function shown(value, t) {
-  if (value === null || value === undefined || value === "") return t("setting.unset");
+  if (value === null || value === undefined) return t("setting.unset");
+  if (typeof value === "object" && !Object.keys(value).length) return t("setting.none");
   if (typeof value === "boolean") return value ? t("setting.on") : t("setting.off");
   if (typeof value === "number") return String(Number(value.toPrecision(10)));
-  if (Array.isArray(value)) return value.length ? value.join(", ") : t("setting.unset");
+  if (Array.isArray(value)) return value.join(", ");
   if (typeof value === "object") return JSON.stringify(value);
-  return String(value);
+  return value === "" ? t("setting.none") : String(value);
 }
 
 function options(setting, sources) {
