@@ -124,8 +124,9 @@ def test_links_out_are_not_listed(places, root, tmp_path):
     (root / "dog/away.png").symlink_to(tmp_path / "secret.png")
     (root / "dog/same.png").symlink_to("1.png")
     found = listed(places)
-    assert list(found) == ["pets/dog"] and found["pets/dog"]["pictures"] == 4
-    assert "away.png: left out, because links lead out" in found["pets/dog"]["note"]
+    assert list(found) == ["pets", "pets/dog"] and found["pets/dog"]["pictures"] == 4
+    assert found["pets"]["pictures"] == 0 and "far: left out" in found["pets"]["note"]
+    assert "away.png: left out, since links lead out" in found["pets/dog"]["note"]
     page = datasets.pictures(places, "pets/dog")
     assert page["total"] == 4 and "away.png" in page["note"]
     with pytest.raises(NameFault, match="link that leads out"):
@@ -147,6 +148,7 @@ def test_folders_are_capped(places, root, monkeypatch):
         picture().save(root / f"{i}/p.png")
     found = listed(places)
     assert 1 < len(found) < 6 and "only 3 folders" in found["pets"]["note"]
+    assert len(found) == len(datasets.list_datasets(places))
 
 
 def test_ten_thousand_files_are_listed_quickly(places, root):

@@ -145,7 +145,7 @@ def test_contents(root):
     (root / "dog/b\u202e.png").write_bytes(b"")
     found = contents(root, root / "dog")
     assert (found.files, found.folders, found.leaving, found.strange) == (["1.png"], ["10_dog"], ["away.png", "far"], 1)
-    assert "away.png, far: left out" in found.notes[0] and "1 files with unprintable names" in found.notes[1]
+    assert "away.png, far: left out, since" in found.notes[0] and "1 files with unprintable names" in found.notes[1]
 
 
 def test_contents_are_capped(root, monkeypatch):

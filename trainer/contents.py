@@ -31,7 +31,9 @@ class Contents:
         """What was left out, in words."""
         texts = [self.fault] if self.fault else []
         if self.leaving:
-            texts.append(f"{listed(self.leaving)}: left out, because links lead out of the dataset's root")
+            texts.append(
+                f"{listed(self.leaving)}: left out, since links lead out of the root; roots.json can declare more roots"
+            )
         if self.strange:
             texts.append(f"{self.strange} files with unprintable names are left out")
         if self.more:

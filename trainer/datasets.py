@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -60,26 +60,26 @@ class Shown:
 
 
 def list_datasets(places: Places) -> list[dict[str, Any]]:
-    """Every dataset, as `Listed`'s fields: those with pictures, and empty ones in the root where new ones are made.
+    """Every dataset, as `Listed`'s fields: those with pictures, empty ones in the root where new ones are made, and
+    folders in which something was left out.
 
     Raises SettingError where the declared roots cannot be read.
     """
     return [asdict(each) for name, root in places.roots().items() for each in _below(places, name, Path(root))]
 
 
-def _below(places: Places, name: str, root: Path) -> Iterator[Listed]:
+def _below(places: Places, name: str, root: Path) -> list[Listed]:
+    """The datasets of one root; the root itself is among them where something is to be said of it."""
     uploads = name == places.uploads
     if not root.is_dir():
-        if not uploads:
-            yield Listed(name, name, name, 0, 0, None, False, f"{root} is not there")
-        return
+        gone = Listed(name, name, name, 0, 0, None, False, f"{root} is not there")
+        return [] if uploads else [gone]
     left = iter(range(MOST_FOLDERS))
-    for room, below in _walk(root, _room(root, root), left, 0):
-        one = _listed(name, room, below)
-        if one.pictures or (uploads and room.name and "/" not in room.name):
-            yield one
+    own, *others = (_listed(name, room, below) for room, below in _walk(root, _room(root, root), left, 0))
     if next(left, None) is None:
-        yield Listed(name, name, name, 0, 0, None, False, f"only {MOST_FOLDERS} folders of {root} are looked at")
+        own = replace(own, note="; ".join(filter(None, (own.note, f"only {MOST_FOLDERS} folders are looked at"))))
+    kept = [one for one in others if one.pictures or one.note or (uploads and "/" not in one.name)]
+    return [own, *kept] if own.pictures or own.note else kept
 
 
 def _walk(root: Path, room: Room, left: Iterator[int], depth: int) -> Iterator[tuple[Room, list[Room]]]:
