@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -183,9 +184,10 @@ def test_speeds_are_kept_and_a_damaged_file_is_none(tmp_path):
     assert len(made.runs) == len(made.works) == speed._MOST and made.runs[-1].job == "199"
 
 
-def test_a_calibration_is_of_this_world():
+def test_a_calibration_is_of_this_world_and_the_better_one_stays():
     found = calibrate(torch.device("cpu"), torch.float32)
     assert 1e8 < found.flops < 1e14 and 1e-7 < found.start < 1e-2
+    assert Machine(2.0, 3.0).better(Machine(1.0, 2.0)) == Machine(2.0, 2.0)
 
 
 def test_runs_in_the_home_are_learnt_from(tmp_path, pictures, base):
@@ -209,6 +211,19 @@ def test_runs_in_the_home_are_learnt_from(tmp_path, pictures, base):
         "unload": False,
     }
     assert estimate_server.Answers(store.home).to(other)["answer"]["sources"]["time"] == "calibrated"
+
+
+def test_a_pause_is_used_to_calibrate_again(tmp_path):
+    slow = Machine(1.0, 1e-9)
+    speed.write(tmp_path, Speed(machines={"cpu/fp32": slow, "cuda:0/fp32": slow}))
+    answers = estimate_server.Answers(tmp_path)
+    answers._guessed = {"cpu/fp32", "cuda:0/fp32"}
+    questions = queue.Queue()
+    assert estimate_server._next(questions, 0.01, answers) is None, "nobody asks any more"
+    found = speed.read(tmp_path).machines
+    assert found["cpu/fp32"].flops > 1e8 and found["cpu/fp32"].start == 1e-9 and found["cuda:0/fp32"] == slow
+    questions.put("one more")
+    assert estimate_server._next(questions, 0.01, answers) == "one more"
 
 
 def test_free_memory_is_told_without_a_gpu(monkeypatch, tmp_path):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .spec import TrainSpec
 
 _IDLE = 60.0  # seconds
+_PAUSE = 3.0  # without a question
 _CALIBRATION = 60.0
 
 
@@ -45,16 +46,23 @@ def run(args: argparse.Namespace) -> int:
     questions: queue.Queue[str | None] = queue.Queue()
     Thread(target=_read, args=(sys.stdin, questions), daemon=True).start()
     answers = None
-    while True:
-        try:
-            line = questions.get(timeout=args.idle)
-        except queue.Empty:
-            return 0
-        if line is None:
-            return 0
+    while (line := _next(questions, args.idle, answers)) is not None:
         answers = answers or Answers(args.home)
         out.write(json.dumps(answers.to(json.loads(line))) + "\n")
         out.flush()
+    return 0
+
+
+def _next(questions: queue.Queue[str | None], idle: float, answers: Answers | None) -> str | None:
+    """The next question, None where there is none any more. A pause is used to calibrate again."""
+    with contextlib.suppress(queue.Empty):
+        return questions.get(timeout=min(_PAUSE, idle))
+    if answers is not None:
+        answers.calibrate_again()
+    try:
+        return questions.get(timeout=idle)
+    except queue.Empty:
+        return None
 
 
 def _read(stdin: IO[str], questions: queue.Queue[str | None]) -> None:
@@ -74,6 +82,7 @@ class Answers:
 
         self._home, self._quick = home, Quick()
         self._speed = speed.read(home)
+        self._guessed: set[str] = set()  # machines by whose calibration alone a time was told
 
     def to(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -120,9 +129,22 @@ class Answers:
                 return None, "unknown"
             self._speed = self._speed.with_machine(place.machine, machine)
         if self._speed != before:
-            with contextlib.suppress(OSError):  # measured again next time
-                speed.write(self._home, self._speed)
-        return self._speed.step_seconds(key, place, work)
+            self._keep()
+        seconds, source = self._speed.step_seconds(key, place, work)
+        if source == "estimated":
+            self._guessed.add(place.machine)
+        return seconds, source
+
+    def calibrate_again(self) -> None:
+        """Measure the CPU anew and keep the better: the first time the machine may have been busy."""
+        for machine in [name for name in self._guessed if name.startswith("cpu/")]:
+            self._guessed.discard(machine)
+            self._speed = self._speed.with_machine(machine, _calibrated(machine).better(self._speed.machines[machine]))
+            self._keep()
+
+    def _keep(self) -> None:
+        with contextlib.suppress(OSError):  # measured again next time
+            speed.write(self._home, self._speed)
 
     def _learn(self, place: speed.Place) -> None:
         """Take in the plans of runs that are new, and the work of the last one at `place` where none is known."""

@@ -25,8 +25,9 @@ _MOST = 60  # runs, and works, that are kept: the newest
 _RECENT = 5  # runs that a correction is taken from
 _LARGEST = 1 << 20
 _FIRST_EVENTS = 400  # a plan stands among the first; there are few when pictures are encoded without words
-# A step took so many times the calibration's prediction, on SD1.5 and on the tiny base (benchmarks/estimate.py).
-TYPICAL = 1.0
+# A step of SD1.5 takes about so many times what the calibration predicts (two cores, fp32): its products are smaller
+# than the calibration's, and norms and activations take time of their own.
+TYPICAL = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Machine:
 
     flops: float
     start: float
+
+    def better(self, other: Machine) -> Machine:
+        """The faster of two measurements of one machine, each half by itself."""
+        return Machine(max(self.flops, other.flops), min(self.start, other.start))
 
 
 @dataclass(frozen=True)
