@@ -12,7 +12,6 @@ export class Curve {
     this.generation = null;
     this.next = 0;
     this.count = 0;
-    this.version = 0;
     for (const name of COLUMNS) this[name] = new Float64Array(1024);
     this.validations = [];
     this.checkpoints = [];
@@ -33,15 +32,12 @@ export class Curve {
    */
   apply(part) {
     const fresh = part.reset || (this.generation !== null && part.generation !== this.generation);
-    const version = this.version;
     if (fresh) this.#clear();
     this.generation = part.generation;
     this.next = part.next;
     this.#append(part);
     const marked = this.#mark(part);
-    const changed = fresh || marked || part.steps.length > 0;
-    this.version = version + (changed ? 1 : 0);
-    return changed;
+    return fresh || marked || part.steps.length > 0;
   }
 
   #append(part) {

@@ -240,19 +240,26 @@ class GridResult {
   }
 
   async #fetch() {
-    const stamp = JSON.stringify([this.summary.status, this.summary.progress]);
-    if (stamp === this.stamp || this.asking) return;
+    if (this.asking) return;
     this.asking = true;
     try {
-      const grid = await this.ctx.api.get(`/jobs/${this.id}/grid`);
-      this.stamp = stamp;
-      this.table.update(grid, this.news);
+      // The grid may have gone on while it was asked for.
+      while (this.stamp !== this.#now()) {
+        const stamp = this.#now();
+        const grid = await this.ctx.api.get(`/jobs/${this.id}/grid`);
+        this.stamp = stamp;
+        this.table.update(grid, this.news);
+      }
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      // Not there yet while it waits; said by its status when it failed.
-      if (this.summary.status === "finished") setText(this.where, error.message);
+      setText(this.where, error.message);
+      this.head.hidden = false;
     } finally {
       this.asking = false;
     }
+  }
+
+  #now() {
+    return JSON.stringify([this.summary.status, this.summary.progress]);
   }
 }

@@ -6,6 +6,7 @@ import { moving } from "./store.js";
 
 // While a job runs its state changes every second, its details seldom.
 const DETAIL_EVERY = 2000;
+const TIMEOUT = 30_000;
 
 /** Detail and curve of a job; `onChange` is called when either has changed, or when the job is gone. */
 export class JobFeed {
@@ -24,7 +25,8 @@ export class JobFeed {
     this.error = "";
     this.stamp = "";
     this.status = "";
-    this.asked = 0;
+    this.asked = -Infinity;
+    this.timer = 0;
     this.stopped = new AbortController();
   }
 
@@ -41,15 +43,18 @@ export class JobFeed {
   async #ask() {
     if (this.asking) return;
     this.asking = true;
-    while (this.again && !this.stopped.signal.aborted) {
-      this.again = false;
-      await this.#fetch();
+    try {
+      while (this.again && !this.stopped.signal.aborted) {
+        this.again = false;
+        await this.#fetch();
+      }
+    } finally {
+      this.asking = false;
     }
-    this.asking = false;
   }
 
   async #fetch() {
-    const { signal } = this.stopped;
+    const signal = AbortSignal.any([this.stopped.signal, AbortSignal.timeout(TIMEOUT)]);
     const path = `/jobs/${encodeURIComponent(this.id)}`;
     try {
       const [detail, part] = await Promise.all([
@@ -58,11 +63,11 @@ export class JobFeed {
       ]);
       this.#take(detail, part);
     } catch (error) {
-      if (!(error instanceof ApiError) || signal.aborted) {
-        if (signal.aborted) return;
-        throw error;
-      }
+      if (this.stopped.signal.aborted) return;
+      if (!(error instanceof ApiError)) throw error;
+      // Asked again at the next change, or when the server is back.
       this.stamp = "";
+      this.asked = -Infinity;
       this.error = error.message;
       this.gone = error.status === 404;
       this.onChange();
@@ -71,23 +76,35 @@ export class JobFeed {
 
   #wantsDetail() {
     const { status } = this.summary;
-    const now = performance.now();
-    if (this.detail && status === this.status && moving(this.summary) && now - this.asked < DETAIL_EVERY) return false;
-    this.asked = now;
+    const early = this.asked + DETAIL_EVERY - performance.now();
+    if (this.detail && status === this.status && moving(this.summary) && early > 0) {
+      this.#later(early);
+      return false;
+    }
+    this.asked = performance.now();
     this.status = status;
     return true;
+  }
+
+  /** Details that were left out come later, even if nothing else changes until then. */
+  #later(wait) {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => {
+      this.again = true;
+      this.#ask();
+    }, wait);
   }
 
   #take(detail, part) {
     if (this.stopped.signal.aborted) return;
     this.error = "";
     if (detail) this.detail = detail;
-    // A fresh curve is laid over nothing: what is seen is never older than what was seen before.
-    this.curveChanged = this.curve.apply(part);
+    this.curve.apply(part);
     this.onChange();
   }
 
   destroy() {
+    clearTimeout(this.timer);
     this.stopped.abort();
   }
 }
