@@ -171,7 +171,8 @@ export class RunningView {
 
   #queueText(job, state) {
     const at = state.queue.indexOf(job.id);
-    const place = this.t("running.queued", { place: at + 1, count: state.queue.length });
+    const facts = { place: at + 1, count: state.queue.length };
+    const place = at < 0 ? this.t("status.queued") : this.t("running.queued", facts);
     if (!state.supervisor.alive) return `${place} ${this.t("running.nobody")} ${state.supervisor.text}`.trim();
     return job.text ? `${place} ${job.text}` : place;
   }
