@@ -4,12 +4,12 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addLoader, refreshAdapters } from "./graph.js";
 
-const SEVERITY = { error: "error", warning: "warn", ok: "success" };
+const SEVERITY = { error: "error", warn: "warn", ok: "success" };
 const LIFE = { error: 15_000, warn: 10_000 };
 
 /**
  * A short message in ComfyUI's own style.
- * @param {string} kind error, warning or ok; anything else is mere information
+ * @param {string} kind error, warn or ok; anything else is mere information
  * @param {string} text
  * @param {string} [title]
  */

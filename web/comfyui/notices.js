@@ -5,7 +5,7 @@ import { refreshAdapters } from "./graph.js";
 import { toast } from "./host.js";
 
 export const NOTIFY = "SpectralAdapters.Notify";
-const KIND = { finished: "ok", stopped: "info", interrupted: "warning", failed: "error" };
+const KIND = { finished: "ok", stopped: "info", interrupted: "warn", failed: "error" };
 
 /**
  * What to do when the server says that a job has changed; once per ending.
