@@ -226,11 +226,16 @@ def test_hostile_events_come_back_as_json(client, studio):
         {"event": "Step", "step": "x", "steps": None, "loss": [], "lr": {}},
         {"event": 5},
         {"event": "Sampled", "step": 1, "paths": ["/etc/passwd", "../x.png"], "prompts": [HOSTILE, HOSTILE]},
+        {"event": "Sampled", "step": 1, "paths": 5, "prompts": None},
+        {"event": "Plan", "steps": HOSTILE, "memory": []},
+        {"event": "Checkpointed", "step": None, "path": {}},
+        {"event": "Resumed", "step": "x"},
     ]
     entry.run.mkdir()
     (entry.run / "events.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{torn", encoding="utf-8")
     job = client.get(f"/jobs/{entry.id}").json
     assert job["phase"] == HOSTILE and job["notices"][0]["text"] == HOSTILE and job["samples"] == []
+    assert entry.id in [job["id"] for job in client.get("/state").json["jobs"]], "one bad folder spoils nothing"
     curve = client.get(f"/jobs/{entry.id}/curve").json
     assert curve["loss"][0] is None and not any(isinstance(x, float) and math.isnan(x) for x in curve["lr"] if x)
     assert client.post(f"/jobs/{entry.id}/delete").status == 200

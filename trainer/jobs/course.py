@@ -12,6 +12,7 @@ from threading import RLock
 from typing import Any
 
 from .. import files
+from ..event_shapes import is_event
 from ..running_mean import RunningMean
 
 EVENTS = "events.jsonl"
@@ -240,10 +241,10 @@ class Course:
         """One line of the log; one torn by a crash, or that is no event of ours, is passed over."""
         try:
             event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                self._count(event)
-        except (ValueError, TypeError):
+        except (ValueError, RecursionError):
             return
+        if is_event(event):
+            self._count(event)
 
     def _count(self, event: Mapping[str, Any]) -> None:
         self._history.take(event)
