@@ -153,8 +153,7 @@ class DatasetSection {
     const dataset = this.#chosen();
     this.naming.root.hidden = Boolean(dataset) || !(this.making || this.page.datasets.length === 0);
     this.drop.root.hidden = Boolean(dataset) && !dataset.writable;
-    const name = dataset?.name || dataset?.root;
-    this.drop.label(dataset ? t("upload.add", { name }) : t("upload.drop"), Boolean(dataset) && dataset.pictures > 0);
+    this.drop.label(dataset ? t("upload.add") : t("upload.drop"), Boolean(dataset) && dataset.pictures > 0);
     this.list = null;
     clear(this.box);
     if (!dataset) {
