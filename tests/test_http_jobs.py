@@ -241,6 +241,19 @@ def test_hostile_events_come_back_as_json(client, studio):
     assert client.post(f"/jobs/{entry.id}/delete").status == 200
 
 
+def test_a_job_that_someone_edited_spoils_nothing(client, studio):
+    entry = studio.store.add("train", "edited", {"base": "tiny"})
+    odd = {"spec": {"base": 5, "out": [], "steps": "x", "sample_prompts": 7}, "request": {"base": {"a": HOSTILE}}}
+    job = json.loads((entry.folder / "job.json").read_text())
+    (entry.folder / "job.json").write_text(json.dumps(job | odd))
+    state = json.loads((entry.folder / "state.json").read_text())
+    (entry.folder / "state.json").write_text(json.dumps(state | {"adapter": 5, "text": HOSTILE}))
+    assert client.get(f"/jobs/{entry.id}").status == client.get("/state").status == 200
+    other = client.post("/jobs", request("beside")).json["id"]
+    for id in (entry.id, other):
+        assert client.post(f"/jobs/{id}/delete").status == 200
+
+
 def test_a_folder_is_opened_by_its_job_only_where_a_screen_is(client, trained, monkeypatch):
     opened = []
     monkeypatch.setattr("spectral_adapters.trainer.open_folder._opener", lambda: None)

@@ -49,7 +49,7 @@ def detail(entry: Entry, course: Course, tasks: Sequence[Mapping[str, Any]]) -> 
         "spec": entry.job.spec,
         "plan": seen["plan"],
         "notices": seen["notices"],
-        "prompts": list(entry.job.spec.get("sample_prompts") or ()),
+        "prompts": entry.job.spec.get("sample_prompts") or [],
         "samples": samples(entry, curve["samples"]),
         "validations": curve["validations"],
         "checkpoints": checkpoints(entry, curve["checkpoints"]),
@@ -109,7 +109,7 @@ def cover(entry: Entry) -> str | None:
 
 def adapter(path: str | None) -> dict[str, Any] | None:
     """The finished adapter file; None where there is none, or no longer."""
-    if path is None or not os.path.isfile(path):
+    if not isinstance(path, str) or not os.path.isfile(path):
         return None
     return {"name": Path(path).name, "path": path, "bytes": os.path.getsize(path)}
 
@@ -124,5 +124,5 @@ def log_tail(path: Path) -> str | None:
         return None
 
 
-def _base_name(base: str | None) -> str | None:
-    return None if base is None else Path(base).name
+def _base_name(base: Any) -> str | None:
+    return Path(base).name if isinstance(base, str) else None

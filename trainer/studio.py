@@ -7,7 +7,6 @@ the home folder: two studios on one home show the same and may both change it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -277,7 +276,7 @@ class Studio:
     def _taken(self) -> set[Path]:
         """The files that jobs still to come will write."""
         waiting = (entry for entry in self.store.entries() if entry.state.status in UNDER_WAY)
-        return {Path(entry.job.spec["out"]) for entry in waiting if "out" in entry.job.spec}
+        return {Path(out) for entry in waiting if isinstance(out := entry.job.spec.get("out"), str)}
 
     def _serves(self, entry: Entry, reuse: bool) -> bool:
         finished = reuse and entry.state.status == "finished" and job_view.adapter(entry.state.adapter) is not None
@@ -294,7 +293,7 @@ class _Seen:
 
 def _key(entry: Entry) -> tuple[Any, ...]:
     state = entry.state
-    made = state.adapter is not None and os.path.isfile(state.adapter)
+    made = job_view.adapter(state.adapter) is not None
     silent = entry.silence() > SILENT
     return (state, _stamp(entry.run / "events.jsonl"), _stamp(entry.run / "samples"), made, silent)
 
