@@ -4,7 +4,7 @@
 
 A home folder gets a running job whose event log holds the points; the real server answers, and real Chromium shows the
 job's page. "page" follows the page as it is: seconds from opening until the chart shows the last point, then lines of
-ten steps are appended to the log, one lot at a time, and the main thread's busy time per update is read from
+ten steps are appended to the log, one lot at a time, and the main thread's processor time per update is read from
 Chromium's own counters (all of it: JSON, curves, drawing, layout; the answer's waiting time is none of it), with the
 longest single task. "parts" times the same modules alone, the median of many: parsing and drawing all points, parsing
 ten more and drawing, and a redraw at another zoom. "heap" is what stays after garbage collection, before and after.
@@ -162,10 +162,10 @@ def _watch(page: Page, counters: CDPSession, address: str, log: Path, args: argp
     page.goto(address)
     page.locator("[data-test=main]").wait_for()
     begun = time.perf_counter()
-    busy = _count(counters, "TaskDuration")
+    busy = _count(counters, "ThreadTime")
     page.evaluate("id => document.querySelector('spectral-panel').go('job', { id })", log.parent.parent.name)
     _shows(page, args.points)
-    opened, opening = time.perf_counter() - begun, _count(counters, "TaskDuration") - busy
+    opened, opening = time.perf_counter() - begun, _count(counters, "ThreadTime") - busy
     page.evaluate("""() => {
       window.longest = 0;
       const seen = (list) => list.getEntries().forEach((entry) => (longest = Math.max(longest, entry.duration)));
@@ -174,11 +174,11 @@ def _watch(page: Page, counters: CDPSession, address: str, log: Path, args: argp
     heap = _heap(counters)
     spent = []
     for update in range(args.updates):
-        busy = _count(counters, "TaskDuration")
+        busy = _count(counters, "ThreadTime")
         last = args.points + (update + 1) * LOT
         _append(log, _steps(last - LOT + 1, last, 2 * args.points))
         _shows(page, last)
-        spent.append(1000 * (_count(counters, "TaskDuration") - busy))
+        spent.append(1000 * (_count(counters, "ThreadTime") - busy))
     longest = page.evaluate("longest")
     return {
         "open_seconds": round(opened, 2),
