@@ -1,7 +1,7 @@
 /** All jobs: what runs, what waits (in an order that can be changed), what has ended; two can be chosen to compare. */
 
 import { act } from "./act.js";
-import { button, empty, note, progressBar } from "./controls.js";
+import { busy, button, empty, iconButton, note, progressBar } from "./controls.js";
 import { h, keyed, setText } from "./dom.js";
 import { formats } from "./format.js";
 import { setThumb, thumb } from "./picture.js";
@@ -127,7 +127,15 @@ class JobList {
 
   #queueRow(job) {
     const row = new JobRow(this.ctx, job);
+    const leave = iconButton({
+      label: this.t("running.leave"),
+      icon: "close",
+      test: "job-leave",
+      onClick: (event) => held(event),
+    });
+    const held = busy(leave, () => act(this.ctx, `/jobs/${job.id}/stop`));
     row.root.prepend(this.reorder.handle(row.root, job));
+    row.root.append(leave);
     return { root: row.root, update: (now) => row.update(now) };
   }
 

@@ -60,6 +60,8 @@ export class Reorder {
   #move(event) {
     if (!this.drag) return;
     const { row } = this.drag;
+    // It may have begun to run meanwhile, and is in another list now.
+    if (row.parentElement !== this.list) return;
     const rows = [...this.list.children];
     const over = rows.find((other) => {
       const box = other.getBoundingClientRect();
