@@ -120,7 +120,8 @@ class DatasetSection {
     const { dataset } = this.draft.values;
     this.choice.offer(options(this.page.datasets, this.ctx.t), this.making ? NEW : dataset);
     const known = !dataset || this.page.datasets.some(({ id }) => id === dataset);
-    this.chooser.fail(known ? "" : this.ctx.t("dataset.gone", { name: dataset }));
+    if (known) this.chooser.say(this.#chosen()?.note ?? "");
+    else this.chooser.fail(this.ctx.t("dataset.gone", { name: dataset }));
   }
 
   #changed(names) {
