@@ -16,6 +16,7 @@ from safetensors import safe_open
 from trainings import (
     LONG,
     give_pictures,
+    give_pictures_to,
     job_node,
     jobs,
     named,
@@ -72,11 +73,11 @@ def test_every_widget_and_output_has_its_words_in_the_locale(comfy: Comfy) -> No
     for node in ("SpectralAdapterTrainer", "SpectralAdapterJob", LOADER):
         shown = comfy.get(f"/object_info/{node}")[node]
         inputs = shown["input"]["required"] | shown["input"].get("optional", {})
-        named = set(inputs)
+        known = set(inputs)
         for name, (kind, options) in inputs.items():
             if kind == "COMFY_DYNAMICCOMBO_V3":
-                named |= {f"{name}_{own}" for option in options["options"] for own in option["inputs"]["required"]}
-        assert set(words[node]["inputs"]) == named
+                known |= {f"{name}_{own}" for option in options["options"] for own in option["inputs"]["required"]}
+        assert set(words[node]["inputs"]) == known
         assert len(words[node]["outputs"]) == len(shown["output"])
         assert (PACK / "web" / "docs" / node / "en.md").is_file()
 
@@ -163,6 +164,35 @@ def test_names_that_are_no_names_are_refused(comfy: Comfy) -> None:
     for widgets in ({"dataset": "../user"}, {"dataset": "input/../../x"}, {"checkpoint": "/etc/passwd"}):
         assert not comfy.run({"1": trainer(**widgets)}).ok, widgets
     assert not list(comfy.base.rglob("outside*"))
+
+
+def test_a_name_that_the_loader_finds_elsewhere_gets_a_number(comfy: Comfy) -> None:
+    """The loader looks into models/spectral_adapters first, and would take the other file for this training's."""
+    elsewhere = comfy.base / "models" / "spectral_adapters" / "known.safetensors"
+    elsewhere.write_bytes(b"another adapter")
+    run = comfy.run({"1": trainer(name="known", steps=1)})
+    assert run.ok, run.error
+    assert (comfy.base / "output" / "spectral_adapters" / "known-2.safetensors").is_file()
+    assert elsewhere.read_bytes() == b"another adapter"
+
+
+def test_folders_from_extra_paths_and_roots_json_can_be_trained_on(
+    comfy_root: Path, comfy_python: str, tmp_path: Path
+) -> None:
+    for name in ("photos", "album"):
+        give_pictures_to(tmp_path / name / "fish")
+    paths = tmp_path / "paths.yaml"
+    paths.write_text(f"shared:\n    base_path: {tmp_path}\n    datasets: photos\n")
+    base = tmp_path / "comfy"
+    home = base / "user" / "spectral_adapters"
+    home.mkdir(parents=True)
+    (home / "roots.json").write_text(json.dumps({"my album": str(tmp_path / "album")}))
+    with Comfy(comfy_root, comfy_python, base, [PACK], ("--extra-model-paths-config", str(paths))) as server:
+        node = server.get("/object_info/SpectralAdapterTrainer")["SpectralAdapterTrainer"]
+        assert node["input"]["required"]["dataset"][1]["options"] == ["my album/fish", "photos/fish"]
+        for root in ("photos", "my album"):
+            run = server.run({"1": trainer(name=root, dataset=f"{root}/fish", steps=1)})
+            assert run.ok, run.error
 
 
 def test_an_unknown_method_is_refused(comfy: Comfy) -> None:

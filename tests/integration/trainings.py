@@ -36,8 +36,12 @@ LONG = 100_000  # steps: more than any test waits for
 
 
 def give_pictures(base: Path) -> None:
-    """Puts a dataset into ComfyUI's input folder."""
-    shutil.copytree(PICTURES, base / "input" / "fish")
+    """Puts the dataset input/fish into ComfyUI's base folder."""
+    give_pictures_to(base / "input" / "fish")
+
+
+def give_pictures_to(folder: Path) -> None:
+    shutil.copytree(PICTURES, folder)
 
 
 def trainer(**widgets: Any) -> dict:
