@@ -30,7 +30,11 @@ BODY = 256 << 10  # bytes of a call's body, where the route says nothing else
 # Threads of our own: an estimate keeps one for seconds, and the host needs its few for itself.
 _THREADS = ThreadPoolExecutor(16, thread_name_prefix="spectral-http")
 _LOG = logging.getLogger(__name__)
-_ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_ALWAYS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",  # other ports of this machine are the same site to a browser
+}
 
 
 @dataclass(frozen=True)
