@@ -225,7 +225,7 @@ class JobRow {
     const steps = { step: this.formats.count(job.step ?? 0), steps: this.formats.count(job.steps ?? 0) };
     const where = t("running.stepShort", steps);
     if (over) return job.kind === "train" ? where : job.text;
-    const left = typeof job.eta === "number" ? t("running.eta", { time: this.formats.duration(job.eta) }) : null;
+    const left = job.eta >= 1 ? t("running.eta", { time: this.formats.duration(job.eta) }) : null;
     return [job.step > 0 ? where : phaseText(job, t, this.formats), left].filter(Boolean).join(" · ");
   }
 }

@@ -179,7 +179,7 @@ export class RunningView {
 
   #etaText(job) {
     if (job.status === "stopping") return this.t("running.saving");
-    if (job.status !== "running" || typeof job.eta !== "number") return "";
+    if (job.status !== "running" || !(job.eta >= 1)) return "";
     return this.t("running.eta", { time: this.formats.duration(job.eta) });
   }
 
