@@ -289,6 +289,31 @@ def test_where_others_can_reach_comfyui_the_routes_ask_for_a_token(
         assert open_server.call("/spectral_adapters/state", headers={"X-Spectral-Token": token + "x"})[0] != 200
 
 
+WITHOUT_FILELOCK = """
+import builtins
+real = builtins.__import__
+def without(name, globals=None, locals=None, fromlist=(), level=0):
+    if name == "filelock" and "spectral_adapters" in (globals or {}).get("__name__", ""):
+        raise ModuleNotFoundError("No module named 'filelock'", name="filelock")
+    return real(name, globals, locals, fromlist, level)
+builtins.__import__ = without
+"""
+
+
+def test_without_a_package_the_loader_works_and_the_log_says_what_is_missing(
+    comfy_root: Path, comfy_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI itself brings most of what training needs, so its absence is played for this pack's modules alone."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(WITHOUT_FILELOCK)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    with Comfy(comfy_root, comfy_python, tmp_path / "comfy", [PACK]) as server:
+        assert LOADER in server.get(f"/object_info/{LOADER}")
+        assert server.get("/object_info/SpectralAdapterTrainer") == {}
+        said = [line for line in server.log().splitlines() if "filelock" in line]
+        assert len(said) == 1 and "pip install -r" in said[0] and "IMPORT FAILED" not in server.log()
+
+
 def test_the_loss_picture_is_the_jobs_own(comfy: Comfy) -> None:
     """Two jobs, two pictures: the plot on the node is drawn from the events of the job that was asked for."""
     pictures = []
