@@ -1,6 +1,6 @@
 /** The loss chart: every step's loss faint, its running mean bold, held-out losses as points, the best ringed. */
 
-import { Axis, lossAxis } from "./axis.js";
+import { Axis, lossAxis, tickLabel } from "./axis.js";
 import { chartInput } from "./chart_input.js";
 import {
   across, halo, paintBest, paintCloud, paintCrosshair, paintFrame, paintLine, paintPoints, paintSpot, paintSteps,
@@ -157,7 +157,7 @@ export class Chart {
     const colours = this.#colours();
     const panels = this.#panels(g, width, height);
     this.panels = panels;
-    paintFrame(g, panels[0], colours);
+    paintFrame(g, panels[0], colours, (value, ticks) => this.formats.written(tickLabel(value, ticks)));
     if (panels[1]) paintFrame(g, panels[1], colours, (value) => this.formats.rate(value));
     paintSteps(g, panels.at(-1), colours, (value) => this.formats.count(value), this.t("chart.step"));
     g.save();

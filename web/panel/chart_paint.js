@@ -1,7 +1,5 @@
 /** Strokes of the chart: pure drawing on a canvas context, given a panel with its axes. */
 
-import { tickLabel } from "./axis.js";
-
 /**
  * @typedef {{left: number, top: number, right: number, bottom: number, x: import("./axis.js").Axis,
  *   y: import("./axis.js").Axis}} Panel  edges in CSS pixels
@@ -19,7 +17,7 @@ export function down(panel, value) {
 }
 
 /** Grid lines and the values at the left edge. */
-export function paintFrame(g, panel, colours, label = tickLabel) {
+export function paintFrame(g, panel, colours, label) {
   g.fillStyle = colours.paper;
   g.fillRect(panel.left, panel.top, panel.right - panel.left, panel.bottom - panel.top);
   g.strokeStyle = colours.grid;

@@ -28,12 +28,19 @@ class Formats {
   #count;
   #age;
   #date;
+  #decimal;
 
   constructor(lang) {
     this.#lang = lang;
     this.#count = new Intl.NumberFormat(lang, { maximumFractionDigits: 0 });
     this.#age = new Intl.RelativeTimeFormat(lang, { numeric: "auto" });
+    this.#decimal = new Intl.NumberFormat(lang).format(0.5).replace(/\d/g, "");
     this.#date = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
+  }
+
+  /** A number that was written with a point. */
+  written(text) {
+    return text.replace(".", this.#decimal);
   }
 
   /** A whole number: 12,000. */
@@ -49,7 +56,7 @@ class Formats {
   /** A loss: four digits, or powers of ten where it is tiny; a dash for one that is no number. */
   loss(value) {
     if (!isNumber(value)) return "–";
-    if (value !== 0 && Math.abs(value) < 1e-3) return power(value, 3);
+    if (value !== 0 && Math.abs(value) < 1e-3) return this.written(power(value, 3));
     const digits = { minimumSignificantDigits: 3, maximumSignificantDigits: 4 };
     return new Intl.NumberFormat(this.#lang, digits).format(value);
   }
@@ -57,7 +64,7 @@ class Formats {
   /** A learning rate: 1e-4 rather than 0.0001. */
   rate(value) {
     if (!isNumber(value)) return "–";
-    return value === 0 || value >= 1e-2 ? this.number(value, 2) : power(value, 2);
+    return value === 0 || value >= 1e-2 ? this.number(value, 2) : this.written(power(value, 2));
   }
 
   /** A share as a percentage. */
