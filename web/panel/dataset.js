@@ -11,8 +11,7 @@ const NEW = " new";
 const CHECK_WAIT = 500;
 // What the check looks at besides the pictures.
 const CHECKED = new Set([
-  "base", "dataset", "everything", "resolution", "buckets", "crop", "masks", "alpha_masks", "trigger",
-  "batch_size", "validation", "class_images", "validation_images",
+  "base", "resolution", "buckets", "trigger", "alpha_masks", "prediction", "masks", "class_images", "validation_images",
 ]);
 
 /** Datasets as options of a combo, by root. */

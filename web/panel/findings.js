@@ -25,7 +25,7 @@ export function findingsList(t) {
 }
 
 function headline({ usable, findings, sizes }, t) {
-  const bad = new Set(findings.filter((finding) => finding.fatal).map((finding) => finding.file)).size;
+  const bad = new Set(findings.filter(({ fatal, file }) => fatal && file).map(({ file }) => file)).size;
   const kind = bad || usable === 0 ? "error" : findings.length ? "warn" : "ok";
   const part = ([size, count]) => t("check.size", { size: size.replace("x", " × "), count });
   const parts = Object.entries(sizes ?? {}).map(part);
@@ -55,7 +55,7 @@ function listing(findings, t) {
 }
 
 function finding({ file, kind, text, fatal }) {
-  const words = h("span", { class: "grow" }, h("strong", null, file), " ", text);
+  const words = h("span", { class: "grow" }, file ? [h("strong", null, file), " "] : null, text);
   const shape = icon(fatal ? "error" : "warn");
   const look = `row top check-finding ${fatal ? "fatal" : "mild"}`;
   const props = { class: look, "data-test": "finding", "data-kind": kind };

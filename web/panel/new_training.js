@@ -329,7 +329,7 @@ class NewTraining {
     if (!this.baseChoice.has(base)) return [t("train.base_gone", { name: base }), this.baseChoice.input];
     if (this.dataset.busy()) return [t("train.uploading"), null];
     if (!dataset) return [t("train.no_dataset"), this.dataset];
-    if (this.check?.usable === 0) return [t("train.no_pictures"), this.dataset];
+    if (this.check?.usable === 0 && !this.check.left) return [t("train.no_pictures"), this.dataset];
     const fatal = this.check?.findings.some((finding) => finding.fatal);
     if (fatal && !this.draft.setting("skip_bad")) return [t("train.bad_pictures"), this.dataset];
     if (!this.#name()) return [t("train.no_name"), this.name.input];
