@@ -89,7 +89,7 @@ def page(browser):
     page = context.new_page()
     page.faults = []
     page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and page.faults.append(message.text))
+    page.on("console", lambda said: said.type == "error" and page.faults.append(f"{said.text} {said.location['url']}"))
     yield page
     faults = page.faults
     context.close()
@@ -271,6 +271,26 @@ def test_what_is_wrong_is_said_where_it_is(page, server):
     page.fill(at("setting-steps"), "12")
     page.click(at("reset-steps"))
     assert page.input_value(at("setting-steps")) == ""
+
+
+def test_a_broken_picture_is_named_and_can_be_left_out(page, server):
+    address, home = server
+    folder = home / "datasets" / "some bad"
+    folder.mkdir(parents=True)
+    shutil.copy(PICTURE, folder / "good.png")
+    (folder / "bad.png").write_bytes(PICTURE.read_bytes()[:200])
+    page.goto(address)
+    see(page, "main")
+    page.click(at("tab-new"))
+    see(page, "base")
+    page.select_option(at("base"), "tiny")
+    page.select_option(at("dataset"), "datasets/some bad")
+    see(page, "finding", "bad.png")
+    see(page, "train-reason", "cannot be used")
+    assert page.locator(at("train")).get_attribute("aria-disabled") == "true"
+    page.locator(at("skip-bad")).check(force=True)
+    sync_api.expect(page.locator(at("train"))).to_have_attribute("aria-disabled", "false", timeout=PATIENCE)
+    page.faults[:] = [fault for fault in page.faults if "/datasets/thumb?" not in fault]
 
 
 def test_narrow_pages_do_not_scroll_sideways(page, server):

@@ -316,7 +316,7 @@ class NewTraining {
 
   #estimable() {
     const { base, dataset } = this.draft.values;
-    if (!base || !dataset || this.faults.size || this.check === null) return null;
+    if (!base || !dataset || this.faults.size || !this.check || this.#unusable()) return null;
     // The name costs nothing; what is wrong with it is said by Train.
     return { ...this.#request(), name: "estimate" };
   }
@@ -329,12 +329,20 @@ class NewTraining {
     if (!this.baseChoice.has(base)) return [t("train.base_gone", { name: base }), this.baseChoice.input];
     if (this.dataset.busy()) return [t("train.uploading"), null];
     if (!dataset) return [t("train.no_dataset"), this.dataset];
-    if (this.check?.usable === 0 && !this.check.left) return [t("train.no_pictures"), this.dataset];
-    const fatal = this.check?.findings.some((finding) => finding.fatal);
-    if (fatal && !this.draft.setting("skip_bad")) return [t("train.bad_pictures"), this.dataset];
+    const unusable = this.#unusable();
+    if (unusable) return [unusable, this.dataset];
     if (!this.#name()) return [t("train.no_name"), this.name.input];
     for (const [name, text] of this.faults) return [text, this.rows.get(name).input];
     return null;
+  }
+
+  /** What keeps the chosen pictures from being trained on, or "". */
+  #unusable() {
+    const { t } = this.ctx;
+    const { usable = 1, left = 0, findings = [] } = this.check ?? {};
+    if (usable === 0 && !left) return t("train.no_pictures");
+    const fatal = findings.some((finding) => finding.fatal);
+    return fatal && !this.draft.setting("skip_bad") ? t("train.bad_pictures") : "";
   }
 
   #ready() {
