@@ -20,6 +20,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 PATIENCE = 60_000  # milliseconds; a busy machine takes its time
+sync_api.expect.set_options(timeout=PATIENCE)
 HOSTILE = '<img src=x onerror="window.hacked=1">'
 PROMPTS = ["a photo of a sks fish", HOSTILE]
 
@@ -111,7 +112,7 @@ def at(page, name):
 
 
 def shows(page, name, text):
-    sync_api.expect(at(page, name).first).to_contain_text(text, timeout=PATIENCE)
+    sync_api.expect(at(page, name).first).to_contain_text(text)
 
 
 def test_a_running_training_is_followed_in_every_tab(studio, panel):
@@ -139,8 +140,8 @@ def test_a_running_training_is_followed_in_every_tab(studio, panel):
         assert page.evaluate("window.hacked") is None
     at(pages[0], "stop").click()
     for page in pages:
-        sync_api.expect(at(page, "status").first).to_have_text("Stopping", timeout=PATIENCE)
-        sync_api.expect(at(page, "stopNow")).to_be_visible(timeout=PATIENCE)
+        sync_api.expect(at(page, "status").first).to_have_text("Stopping")
+        sync_api.expect(at(page, "stop-now")).to_be_visible()
 
 
 def test_chart_and_pictures_by_keyboard(studio, panel):
@@ -238,7 +239,7 @@ def test_every_ending_says_why_and_offers_the_next_step(studio, panel, state, ti
         shows(page, "verdict-text", state["text"])
     if first == "again-rate":
         at(page, first).click()
-        sync_api.expect(at(page, "setting-lr")).to_have_value("0.00025", timeout=PATIENCE)
+        sync_api.expect(at(page, "setting-lr")).to_have_value("0.00025")
 
 
 def test_two_trainings_are_compared_and_one_is_deleted(studio, panel):
@@ -246,6 +247,7 @@ def test_two_trainings_are_compared_and_one_is_deleted(studio, panel):
     for entry in (one, other):
         end(studio, entry, "stopped", reason="stopped", resumable=True)
     page = panel("jobs")
+    sync_api.expect(at(page, "job-pick")).to_have_count(2)
     for pick in at(page, "job-pick").all():
         pick.check()
     at(page, "jobs-compare").click()
@@ -258,7 +260,7 @@ def test_two_trainings_are_compared_and_one_is_deleted(studio, panel):
     at(page, "confirm-no").click()
     at(page, "delete").click()
     at(page, "confirm-yes").click()
-    sync_api.expect(at(page, "job-row")).to_have_count(1, timeout=PATIENCE)
+    sync_api.expect(at(page, "job-row")).to_have_count(1)
     assert [entry.id for entry in studio.store.entries()] == [one.id]
     assert (studio.store.trash / other.id / "job.json").is_file()
 

@@ -95,7 +95,7 @@ export class RunningView {
       () => post("save", {}, t("running.saveAsked")),
     );
     this.stop = made("stop", { icon: "stop", title: t("running.stopHelp") }, () => post("stop", {}, ""));
-    this.stopNow = made("stopNow", { icon: "stop", kind: "danger" }, () => this.#stopNow());
+    this.stopNow = made("stopNow", { icon: "stop", kind: "danger", test: "stop-now" }, () => this.#stopNow());
     this.leave = made("leave", { icon: "close" }, () => post("stop", {}, ""));
     return h("div", { class: "row wrap actions" }, this.sample, this.save, this.stop, this.stopNow, this.leave);
   }
