@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from ..trainer.plot import SIZE, plot_losses
+from ..trainer.words import duration_text
 
 if TYPE_CHECKING:
     from ..trainer.jobs.course import Course
@@ -34,20 +35,12 @@ def _course(summary: Mapping[str, Any]) -> list[str]:
     if rate:
         parts.append(f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s per step")
     if summary["eta"]:
-        parts.append(f"{_duration(summary['eta'])} left")
+        parts.append(f"{duration_text(summary['eta'])} left")
     return parts
 
 
 def _share(progress: Mapping[str, Any] | None) -> str:
     return f", {progress['done']} of {progress['total']}" if progress else ""
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def loss_picture(course: Course | None, title: str, size: tuple[int, int] = SIZE) -> Image.Image:

@@ -26,3 +26,25 @@ def cache(tmp_path_factory):
     from spectral_adapters import BasisCache
 
     return BasisCache(tmp_path_factory.mktemp("bases"))
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory):
+    """A studio that is not started, with the dataset own/mugs; shared by the tests of one file."""
+    from panel_server import make_studio
+    from training import write_pictures
+
+    folder = tmp_path_factory.mktemp("studio")
+    write_pictures(folder / "own" / "mugs")
+    made = make_studio(folder, own=folder / "own")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def client(studio):
+    """Calls the routes of the file's studio, through a real server."""
+    from panel_server import serving
+
+    with serving(studio) as client:
+        yield client

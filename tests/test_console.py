@@ -13,7 +13,7 @@ import pytest
 
 from spectral_adapters.spectral.errors import Cancelled, SettingError
 from spectral_adapters.trainer import console
-from spectral_adapters.trainer.console import Console, Follower, StopOnSignal, duration_text, plan_text, print_json
+from spectral_adapters.trainer.console import Console, Follower, StopOnSignal, plan_text, print_json
 from spectral_adapters.trainer.events import (
     Checkpointed,
     Ended,
@@ -29,6 +29,7 @@ from spectral_adapters.trainer.events import (
     Step,
     Validated,
 )
+from spectral_adapters.trainer.words import duration_text
 
 PLAN = Plan(
     method="additive, columns top:8",

@@ -4,9 +4,7 @@ import base64
 import io
 
 import pytest
-from panel_server import make_studio, serving
 from PIL import Image
-from training import write_pictures
 
 TRAVERSALS = (
     "..", "../..", "own/..", "own/../..", "/etc", "own//etc", "own/./mugs", "own\\mugs", "C:/x", "own/mugs\0",
@@ -23,21 +21,6 @@ def png(size=(80, 60)):
 
 def sent(data):
     return base64.b64encode(data).decode()
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("studio")
-    write_pictures(folder / "own" / "mugs")
-    made = make_studio(folder, own=folder / "own")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with serving(studio) as client:
-        yield client
 
 
 def test_a_dataset_is_made_filled_seen_checked_and_edited(client, studio):

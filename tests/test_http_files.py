@@ -5,7 +5,6 @@ import os
 from urllib.parse import quote
 
 import pytest
-from panel_server import make_studio, serving
 from PIL import Image
 
 from spectral_adapters.trainer.addresses import PREFIX
@@ -15,19 +14,6 @@ def picture(path, size=(96, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise(size, 60).convert("RGB").save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    made = make_studio(tmp_path_factory.mktemp("studio"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with serving(studio) as client:
-        yield client
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ import math
 import time
 
 import pytest
-from panel_server import make_studio, serving
-from training import write_pictures
 
 import spectral_adapters as sa
 from spectral_adapters.trainer.addresses import PREFIX
@@ -18,21 +16,6 @@ HOSTILE = "<img src=x onerror=alert(1)> \u202e 日本"
 def request(name="mug", **settings):
     given = {"steps": 12, "batch_size": 1, "targets": "cross-attention", "trigger": "sks", **settings}
     return {"request": {"name": name, "base": "tiny", "dataset": "own/mugs", "settings": given, "device": "cpu"}}
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("studio")
-    write_pictures(folder / "own" / "mugs")
-    made = make_studio(folder, own=folder / "own")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with serving(studio) as client:
-        yield client
 
 
 def wait(client, id, *statuses):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from panel_server import TOKEN, make_studio, serving
+from panel_server import TOKEN
 
 import spectral_adapters
 from spectral_adapters.trainer.addresses import PREFIX
@@ -18,19 +18,6 @@ EVERY = pytest.mark.parametrize("route", ROUTES, ids=NAMES)
 CHANGING = pytest.mark.parametrize("route", [r for r in ROUTES if r.method != "GET"], ids=lambda r: r.path)
 WITH_TOKEN = {"X-Spectral-Token": TOKEN}
 JSON = {"Content-Type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    made = make_studio(tmp_path_factory.mktemp("studio"))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def client(studio):
-    with serving(studio) as client:
-        yield client
 
 
 def send(client, route, headers, body=b"{}"):

@@ -26,7 +26,6 @@ from ..spectral.file import load
 from ..spectral.merge import merge
 from ..spectral.names import UNET_PREFIX
 from ..spectral.threads import single_threaded
-from .console import size_text
 from .events import Checkpointed, Listener, Phase, Saved, silent
 from .judge import Fidelity, Judge, describe, fidelity, load_judge, load_reference
 from .loop import Outcome, train
@@ -35,6 +34,7 @@ from .presets import preset_values
 from .samples import Look, Shot, sample
 from .sheet import Row, sheet
 from .spec import TrainSpec
+from .words import size_text
 
 CONCEPT = "banded_fish"
 REFERENCE = ASSETS / "demo" / f"{CONCEPT}.json"

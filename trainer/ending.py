@@ -14,9 +14,9 @@ from torch import Tensor
 from ..spectral.errors import SpectralError
 from . import files
 from .checkpoint import ADAPTER
-from .console import size_text
 from .events import Ended, Notice, Phase, Reason, Saved
 from .overview import draw
+from .words import size_text
 
 if TYPE_CHECKING:
     from .run import Run

@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..spectral.errors import SpectralError
 from ..spectral.layer import InjectedAdapter
 from . import files
-from .console import size_text
 from .dataset import Batch, Dataset
 from .ending import is_out_of_memory, out_of_memory_text, smaller
 from .events import Notice, Phase, Plan
@@ -21,6 +20,7 @@ from .memory import Estimate, estimate
 from .pictures import Size
 from .setup import DTYPES
 from .spec import TrainSpec
+from .words import size_text
 
 if TYPE_CHECKING:
     from .run import Run

@@ -284,7 +284,7 @@ def _state(entry: Entry) -> dict[str, Any]:
 
 
 def _line(job: dict[str, Any]) -> str:
-    from ..console import duration_text
+    from ..words import duration_text
 
     parts = [job["status"], _steps(job)]
     if job["loss"] is not None:
