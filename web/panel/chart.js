@@ -42,60 +42,29 @@ export class Chart {
     this.canvas = h("canvas", { "aria-hidden": "true" });
     this.stage = h(
       "div",
-      {
-        class: "chart-stage",
-        tabindex: "0",
-        role: "application",
-        "aria-roledescription": t("chart.kind"),
-        "data-test": "chart",
-      },
+      { class: "chart-stage", tabindex: "0", role: "application", "data-test": "chart" },
       this.canvas,
     );
+    this.stage.setAttribute("aria-roledescription", t("chart.kind"));
     this.stage.setAttribute("aria-label", `${name}. ${t("chart.keys")}`);
-    this.readout = h("div", { class: "chart-readout", "data-test": "chart-readout" });
     this.spoken = h("div", { class: "visually-hidden", "aria-live": "polite" });
     // A canvas knows no CSS variables: elements of each colour tell what it is in the theme of the moment.
-    this.probes = COLOURS.map((name) => h("i", { style: { color: `var(--chart-${name})` } }));
+    this.probes = COLOURS.map((colour) => h("i", { style: { color: `var(--chart-${colour})` } }));
     this.legend = h("div", { class: "chart-legend" });
-    this.logButton = h(
-      "button",
-      {
-        type: "button",
-        class: "chart-button",
-        "aria-pressed": "false",
-        title: t("chart.logHelp"),
-        "data-test": "chart-log",
-        onClick: () => this.#toggleLog(),
-      },
-      t("chart.log"),
-    );
-    this.resetButton = h(
-      "button",
-      {
-        type: "button",
-        class: "chart-button",
-        disabled: true,
-        "data-test": "chart-reset",
-        onClick: () => this.#reset(),
-      },
-      t("chart.all"),
-    );
-    const bar = h(
-      "div",
-      { class: "chart-bar" },
-      this.readout,
-      h("div", { class: "chart-buttons" }, this.resetButton, this.logButton),
-    );
-    const hint = h("div", { class: "chart-hint" }, t("chart.hint"));
-    this.root = h(
-      "div",
-      { class: "chart" },
-      bar,
-      this.stage,
-      h("div", { class: "chart-foot" }, this.legend, hint),
-      this.spoken,
-      h("div", { hidden: true }, this.probes),
-    );
+    const foot = h("div", { class: "chart-foot" }, this.legend, h("div", { class: "chart-hint" }, t("chart.hint")));
+    const probes = h("div", { hidden: true }, this.probes);
+    this.root = h("div", { class: "chart" }, this.#bar(), this.stage, foot, this.spoken, probes);
+  }
+
+  #bar() {
+    const { t } = this;
+    const made = (name, text, onClick, props) =>
+      h("button", { type: "button", class: "chart-button", "data-test": `chart-${name}`, onClick, ...props }, text);
+    this.readout = h("div", { class: "chart-readout", "data-test": "chart-readout" });
+    this.resetButton = made("reset", t("chart.all"), () => this.#reset(), { disabled: true });
+    this.logButton = made("log", t("chart.log"), () => this.#toggleLog(), { title: t("chart.logHelp") });
+    const buttons = h("div", { class: "chart-buttons" }, this.resetButton, this.logButton);
+    return h("div", { class: "chart-bar" }, this.readout, buttons);
   }
 
   #listen() {

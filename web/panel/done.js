@@ -3,7 +3,7 @@
 import { act } from "./act.js";
 import { Chart } from "./chart.js";
 import { busy, button, combo, folded } from "./controls.js";
-import { clear, h, setText } from "./dom.js";
+import { h, setText } from "./dom.js";
 import { ExportSection } from "./export.js";
 import { formats } from "./format.js";
 import { GridSection } from "./grid.js";
@@ -34,61 +34,57 @@ export class DoneView {
     const { ctx, t, id } = this;
     this.head = jobHead(ctx);
     this.verdict = new Verdict(ctx, id);
-    this.timeline = new Timeline(ctx, { emptyText: () => t("timeline.none") });
-    this.chart = new Chart({ t });
-    this.best = h("p", { class: "grow", "data-test": "best" });
-    this.takeBest = button({ label: "", icon: "check", test: "use-best", onClick: (event) => this.heldBest(event) });
-    const takeBest = () => useKept(ctx, this.news, { step: this.news.detail.best.step, final: false }, 1);
-    this.heldBest = busy(this.takeBest, takeBest);
-    const best = h("div", { class: "row wrap best-text" }, this.best, this.takeBest);
     this.notices = noticeList(t, this.formats);
     this.grid = new GridSection(ctx, id);
     this.spectrum = new SpectrumSection(ctx, id);
     this.export = new ExportSection(ctx, id);
     this.log = logTail(t, folded);
-    this.sheet = button({
-      label: t("done.sheet"),
-      icon: "grid",
-      kind: "quiet",
-      test: "sheet",
-      onClick: () => this.#showSheet(),
-    });
-    const title = h("div", { class: "row between" }, h("h2", null, t("timeline.title")), this.sheet);
-    this.samples = h("section", { class: "card" }, title, this.timeline.root);
-    this.curve = h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, best);
+    this.samples = this.#samples();
+    this.curve = this.#curve();
     const side = h("div", { class: "stack" }, this.curve, this.notices.root);
-    this.columns = h("div", { class: "job-columns" }, this.samples, side);
-    this.folder = h("code", { class: "path" });
+    const columns = h("div", { class: "job-columns" }, this.samples, side);
+    const made = [this.grid.root, this.export.root, this.spectrum.root];
+    const parts = [this.head.root, this.verdict.root, columns, made, this.#settings(), this.log.root, this.#footer()];
+    this.root = h("div", { class: "stack" }, parts);
+  }
+
+  #samples() {
+    const { ctx, t } = this;
+    this.timeline = new Timeline(ctx, { emptyText: () => t("timeline.none") });
+    const show = () => this.#showSheet();
+    this.sheet = button({ label: t("done.sheet"), icon: "grid", kind: "quiet", test: "sheet", onClick: show });
+    const title = h("div", { class: "row between" }, h("h2", null, t("timeline.title")), this.sheet);
+    return h("section", { class: "card" }, title, this.timeline.root);
+  }
+
+  #curve() {
+    const { ctx, t } = this;
+    this.chart = new Chart({ t });
+    this.best = h("p", { class: "grow", "data-test": "best" });
+    this.takeBest = button({ label: "", icon: "check", test: "use-best", onClick: (event) => held(event) });
+    const take = () => useKept(ctx, this.news, { step: this.news.detail.best.step, final: false }, 1);
+    const held = busy(this.takeBest, take);
+    const best = h("div", { class: "row wrap best-text" }, this.best, this.takeBest);
+    return h("section", { class: "card" }, h("h2", null, t("chart.title")), this.chart.root, best);
+  }
+
+  #settings() {
+    const { ctx, t } = this;
     this.settings = settingsTables(ctx);
-    const more = folded(
-      { title: t("done.settings"), test: "settings-fold", onToggle: (open) => open && this.settings.open() },
-      this.settings.root,
-      h("p", { class: "muted small" }, t("done.folder"), " ", this.folder),
-    );
-    this.root = h(
-      "div",
-      { class: "stack" },
-      this.head.root, this.verdict.root, this.columns, this.grid.root, this.export.root, this.spectrum.root,
-      more, this.log.root, this.#footer(),
-    );
+    this.folder = h("code", { class: "path" });
+    const onToggle = (open) => open && this.settings.open();
+    const folder = h("p", { class: "muted small" }, t("done.folder"), " ", this.folder);
+    return folded({ title: t("done.settings"), test: "settings-fold", onToggle }, this.settings.root, folder);
   }
 
   #footer() {
     const { t, ctx } = this;
-    this.others = combo({
-      blank: t("done.compareWith"),
-      label: t("done.compareWith"),
-      test: "compare-with",
-      onChange: (b) => b && ctx.go("compare", { a: this.id, b }),
-    });
-    const remove = button({
-      label: t("done.delete"),
-      icon: "trash",
-      kind: "danger",
-      test: "delete",
-      onClick: () => this.held(),
-    });
-    this.held = busy(remove, () => this.#delete());
+    const label = t("done.compareWith");
+    const compare = (b) => b && ctx.go("compare", { a: this.id, b });
+    this.others = combo({ blank: label, label, test: "compare-with", onChange: compare });
+    const work = () => held();
+    const remove = button({ label: t("done.delete"), icon: "trash", kind: "danger", test: "delete", onClick: work });
+    const held = busy(remove, () => this.#delete());
     return h("div", { class: "row wrap between job-footer" }, this.others.root, remove);
   }
 
@@ -99,10 +95,8 @@ export class DoneView {
 
   async #delete() {
     const { t, ctx } = this;
-    const sure = await ctx.confirm(
-      t("done.deleteAsk", { name: this.news.summary.name }),
-      { yes: t("done.delete"), danger: true },
-    );
+    const question = t("done.deleteAsk", { name: this.news.summary.name });
+    const sure = await ctx.confirm(question, { yes: t("done.delete"), danger: true });
     if (sure && (await act(ctx, `/jobs/${this.id}/delete`, {}, t("done.deleted")))) ctx.go("jobs");
   }
 
@@ -134,8 +128,9 @@ export class DoneView {
   #drawBest(summary, detail) {
     setText(this.best, this.#bestText(detail));
     const kept = detail.best && detail.checkpoints.some(({ step }) => step === detail.best.step);
-    // A training that ended early by itself has taken the best already.
-    this.takeBest.hidden = !kept || summary.reason === "converged" || detail.best.step === summary.step;
+    // With a patience the adapter is the best already.
+    const taken = summary.adapter && detail.spec.patience > 0;
+    this.takeBest.hidden = !kept || taken || detail.best.step === summary.step;
     if (this.takeBest.hidden) return;
     const step = this.formats.count(detail.best.step);
     const text = summary.adapter ? this.t("done.takeBest", { step }) : this.t("done.take", { step });

@@ -41,38 +41,29 @@ export class GridTable {
   #build(axes) {
     this.axes = axes;
     this.prompt = Math.min(this.prompt, axes.prompts.length - 1);
-    const { t } = this;
-    const heads = axes.strengths.map(
-      (strength) => h(
-        "th",
-        { scope: "col" },
-        strength === 0 ? t("grid.base") : t("grid.strength", { strength: this.formats.number(strength) }),
-      ),
-    );
-    const rows = axes.checkpoints.map((checkpoint, c) => h(
-      "tr",
-      null,
-      h("th", { scope: "row", class: checkpoint.best ? "best" : "" }, this.#checkpointText(checkpoint)),
-      axes.strengths.map((strength, s) => h("td", null, this.#place(c, s))),
-    ));
-    clear(
-      this.box,
-      h(
-        "table",
-        { class: "grid-table", style: { "--columns": String(axes.strengths.length) } },
-        h("thead", null, h("tr", null, h("td"), heads)),
-        h("tbody", null, rows),
-      ),
-    );
-    this.picks = axes.prompts.map(
-      (prompt, i) => h(
-        "button",
-        { type: "button", class: "pick-button", "data-test": "grid-prompt", onClick: () => this.#pick(i) },
-        prompt,
-      ),
-    );
+    const heads = axes.strengths.map((strength) => h("th", { scope: "col" }, this.#strengthText(strength)));
+    const rows = axes.checkpoints.map((checkpoint, c) => this.#row(checkpoint, c));
+    const props = { class: "grid-table", style: { "--columns": String(axes.strengths.length) } };
+    const head = h("thead", null, h("tr", null, h("td"), heads));
+    clear(this.box, h("table", props, head, h("tbody", null, rows)));
+    this.picks = axes.prompts.map((prompt, i) => this.#promptButton(prompt, i));
     clear(this.prompts, this.picks);
     this.prompts.hidden = axes.prompts.length < 2;
+  }
+
+  #row(checkpoint, c) {
+    const head = h("th", { scope: "row", class: checkpoint.best ? "best" : "" }, this.#checkpointText(checkpoint));
+    return h("tr", null, head, this.axes.strengths.map((_, s) => h("td", null, this.#place(c, s))));
+  }
+
+  #promptButton(prompt, i) {
+    const onClick = () => this.#pick(i);
+    return h("button", { type: "button", class: "pick-button", "data-test": "grid-prompt", onClick }, prompt);
+  }
+
+  #strengthText(strength) {
+    if (strength === 0) return this.t("grid.base");
+    return this.t("grid.strength", { strength: this.formats.number(strength) });
   }
 
   #checkpointText({ step, best, label }) {
@@ -83,17 +74,9 @@ export class GridTable {
 
   #place(checkpoint, strength) {
     const image = thumb(null);
-    const root = h(
-      "button",
-      {
-        type: "button",
-        class: "grid-cell",
-        disabled: true,
-        "data-test": "grid-cell",
-        onClick: () => this.#enlarge(checkpoint, strength),
-      },
-      image,
-    );
+    const onClick = () => this.#enlarge(checkpoint, strength);
+    const props = { type: "button", class: "grid-cell", disabled: true, "data-test": "grid-cell", onClick };
+    const root = h("button", props, image);
     this.places.set(`${checkpoint} ${strength}`, { root, image });
     return root;
   }
@@ -123,9 +106,8 @@ export class GridTable {
   #caption({ checkpoint, strength }) {
     const { step, label } = this.axes.checkpoints[checkpoint];
     const value = this.axes.strengths[strength];
-    if (value === 0) return this.t("grid.base");
     const where = step ? this.t("timeline.at", { step: this.formats.count(step) }) : label;
-    return `${where}, ${this.t("grid.strength", { strength: this.formats.number(value) })}`;
+    return value === 0 ? this.#strengthText(0) : `${where}, ${this.#strengthText(value)}`;
   }
 
   #enlarge(checkpoint, strength) {

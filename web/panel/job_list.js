@@ -27,42 +27,34 @@ class JobList {
     const { t } = this;
     this.parts = { running: this.#part("running"), queue: this.#part("queue"), past: this.#part("past") };
     this.reorder = new Reorder({ t, list: this.parts.queue.list, save: (order) => this.#save(order) });
-    this.empty = empty(
-      { icon: "picture", title: t("jobs.emptyTitle"), text: t("jobs.emptyText"), test: "jobs-empty" },
-      button({ label: t("tabs.new"), icon: "plus", kind: "primary", onClick: () => ctx.go("new"), test: "jobs-new" }),
-    );
     this.passive = note("warn", "");
     this.passive.hidden = true;
     this.more = button({ label: t("jobs.more"), kind: "quiet", onClick: () => this.#showMore(), test: "jobs-more" });
-    this.compareText = h("span", { class: "grow" });
-    this.compare = button({
-      label: t("jobs.compare"),
-      icon: "compare",
-      kind: "primary",
-      onClick: () => this.#compare(),
-      test: "jobs-compare",
-    });
-    const forget = button({ label: t("cancel"), kind: "quiet", onClick: () => this.#choose([]) });
-    this.bar = h(
-      "div",
-      { class: "compare-bar row wrap", hidden: true, role: "status" },
-      this.compareText,
-      forget,
-      this.compare,
-    );
     const { running, queue, past } = this.parts;
-    this.root = h(
-      "div",
-      { class: "view stack jobs", "data-test": "jobs" },
-      this.passive,
-      this.empty,
-      running.root,
-      queue.root,
-      past.root,
-      this.more,
-      this.bar,
-      this.reorder.spoken,
+    const parts = [this.passive, this.#empty(), running.root, queue.root, past.root, this.more, this.#compareBar()];
+    this.root = h("div", { class: "view stack jobs", "data-test": "jobs" }, parts, this.reorder.spoken);
+  }
+
+  #empty() {
+    const { t, ctx } = this;
+    const begin = () => ctx.go("new");
+    this.empty = empty(
+      { icon: "picture", title: t("jobs.emptyTitle"), text: t("jobs.emptyText"), test: "jobs-empty" },
+      button({ label: t("tabs.new"), icon: "plus", kind: "primary", onClick: begin, test: "jobs-new" }),
     );
+    return this.empty;
+  }
+
+  #compareBar() {
+    const { t } = this;
+    const label = t("jobs.compare");
+    const go = () => this.#compare();
+    this.compareText = h("span", { class: "grow" });
+    this.compare = button({ label, icon: "compare", kind: "primary", onClick: go, test: "jobs-compare" });
+    const forget = button({ label: t("cancel"), kind: "quiet", onClick: () => this.#choose([]) });
+    const props = { class: "compare-bar row wrap", hidden: true, role: "status" };
+    this.bar = h("div", props, this.compareText, forget, this.compare);
+    return this.bar;
   }
 
   #part(name) {
@@ -96,25 +88,18 @@ class JobList {
 
   #fill({ root, list }, jobs) {
     root.hidden = jobs.length === 0;
-    keyed(
-      list,
-      jobs,
-      (job) => job.id,
-      (job) => (list === this.parts.queue.list ? this.#queueRow(job) : this.#row(job)),
-    );
+    const make = (job) => (list === this.parts.queue.list ? this.#queueRow(job) : this.#row(job));
+    keyed(list, jobs, (job) => job.id, make);
   }
 
   #row(job) {
     const { t, ctx } = this;
     const row = new JobRow(ctx, job);
-    const pick = h(
-      "input",
-      { type: "checkbox", "aria-label": t("jobs.pick", { name: job.name }), "data-test": "job-pick" },
-    );
+    const name = t("jobs.pick", { name: job.name });
+    const pick = h("input", { type: "checkbox", "aria-label": name, "data-test": "job-pick" });
     pick.addEventListener("change", () => this.#pick(job.id, pick.checked));
-    row.root.append(
-      h("label", { class: "job-pick" }, pick, h("span", { class: "job-pick-word small" }, t("jobs.compare"))),
-    );
+    const word = h("span", { class: "job-pick-word small" }, t("jobs.compare"));
+    row.root.append(h("label", { class: "job-pick" }, pick, word));
     const update = (now) => {
       row.update(now);
       const comparable = now.kind === "train" && now.step > 0;
@@ -127,12 +112,8 @@ class JobList {
 
   #queueRow(job) {
     const row = new JobRow(this.ctx, job);
-    const leave = iconButton({
-      label: this.t("running.leave"),
-      icon: "close",
-      test: "job-leave",
-      onClick: (event) => held(event),
-    });
+    const label = this.t("running.leave");
+    const leave = iconButton({ label, icon: "close", test: "job-leave", onClick: (event) => held(event) });
     const held = busy(leave, () => act(this.ctx, `/jobs/${job.id}/stop`));
     row.root.prepend(this.reorder.handle(row.root, job));
     row.root.append(leave);

@@ -34,33 +34,16 @@ export class Verdict {
   /** @param {{summary: Object, detail: Object, curve: import("./curve.js").Curve, state: Object}} news */
   update({ summary, detail, curve, state }) {
     const can = state.host.can ?? [];
-    const stamp = JSON.stringify([
-      summary.status,
-      summary.reason,
-      summary.text,
-      summary.adapter,
-      summary.resumable,
-      can,
-    ]);
+    const { status, reason, text, adapter, resumable } = summary;
+    const stamp = JSON.stringify([status, reason, text, adapter, resumable, can]);
     // Drawn only when it says something else, so that the focus stays on its buttons.
     if (stamp === this.stamp) return;
     this.stamp = stamp;
     const kind = KINDS[summary.status];
-    clear(
-      this.root,
-      h(
-        "div",
-        { class: `verdict ${kind}`, role: kind === "error" ? "alert" : null },
-        icon(ICONS[kind]),
-        h(
-          "div",
-          { class: "grow stack" },
-          this.#words(summary),
-          this.#file(summary),
-          this.#actions(summary, detail, can, curve),
-        ),
-      ),
-    );
+    const words = [this.#words(summary), this.#file(summary), this.#actions(summary, detail, can, curve)];
+    const role = kind === "error" ? "alert" : null;
+    const body = h("div", { class: "grow stack" }, words);
+    clear(this.root, h("div", { class: `verdict ${kind}`, role }, icon(ICONS[kind]), body));
   }
 
   #words(job) {
@@ -92,15 +75,12 @@ export class Verdict {
 
   #actions(job, detail, can, curve) {
     const again = this.#again(job, detail, curve);
-    const onward = job.status === "failed" && !refusedSetting(job) ? [...again, ...this.#goOn(job)] : [
-      ...this.#goOn(job),
-      ...again,
-    ];
+    const goOn = this.#goOn(job);
+    const onward = job.status === "failed" && !refusedSetting(job) ? [...again, ...goOn] : [...goOn, ...again];
     const use = this.#useful(job);
     const found = job.status === "finished" ? [...use, ...onward] : [...onward, ...use];
-    if (can.includes("open")) found.push(
-      this.#button("open", "folder", "open-folder", () => act(this.ctx, `/jobs/${this.id}/open`)),
-    );
+    const open = () => act(this.ctx, `/jobs/${this.id}/open`);
+    if (can.includes("open")) found.push(this.#button("open", "folder", "open-folder", open));
     // The first is what most people want next.
     found[0].classList.add("primary");
     return h("div", { class: "row wrap actions" }, found);
@@ -109,11 +89,10 @@ export class Verdict {
   #useful({ adapter }) {
     const { ctx } = this;
     if (!adapter) return [];
-    if (ctx.host.useInGraph) return [
-      this.#button("use", "plus", "use-in-graph", () => useAdapter(ctx, adapter.name)),
-    ];
+    const use = () => useAdapter(ctx, adapter.name);
+    if (ctx.host.useInGraph) return [this.#button("use", "plus", "use-in-graph", use)];
     return [
-      this.#button("copyName", "copy", "copy-name", () => copyText(ctx, adapter.name)),
+      this.#button("copyName", "copy", "copy-name", use),
       this.#button("copyPath", "copy", "copy-path", () => copyText(ctx, adapter.path)),
     ];
   }
@@ -134,10 +113,8 @@ export class Verdict {
   }
 
   #again(job, { request, spec }, curve) {
-    const go = (changes) => this.ctx.go(
-      "new",
-      { request: { ...request, settings: { ...request.settings, ...changes } } },
-    );
+    const asked = (changes) => ({ ...request, settings: { ...request.settings, ...changes } });
+    const go = (changes) => this.ctx.go("new", { request: asked(changes) });
     const [name, change] = (job.status === "failed" && ADVICE[job.reason]) || [];
     const again = this.#button("again", "refresh", "again", () => go({}));
     if (!name) return [again];
