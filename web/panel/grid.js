@@ -31,55 +31,48 @@ export class GridSection {
 
   #build() {
     const { t } = this;
-    this.checkpoints = h(
-      "div",
-      { class: "row wrap", role: "group", "aria-label": t("grid.checkpoints"), "data-test": "grid-checkpoints" },
-    );
+    this.form = this.#form();
+    this.results = h("div", { class: "stack" });
+    const about = [h("h2", null, t("grid.title")), h("p", { class: "muted" }, t("grid.about"))];
+    this.root = h("section", { class: "card stack", "data-test": "grid" }, about, this.results, this.form);
+  }
+
+  #form() {
+    const { t } = this;
+    this.error = h("p", { class: "danger-text", role: "alert", hidden: true });
+    const halves = h("div", { class: "form-halves" }, this.#axes(), this.#fixed());
+    const fields = h("div", { class: "stack" }, halves, this.error, this.#start());
+    return h("details", { class: "grid-form" }, h("summary", { "data-test": "grid-form" }, t("grid.new")), fields);
+  }
+
+  /** What makes the difference between the pictures. */
+  #axes() {
+    const { t } = this;
+    const label = t("grid.checkpoints");
+    const props = { class: "row wrap", role: "group", "aria-label": label, "data-test": "grid-checkpoints" };
+    this.checkpoints = h("div", props);
     this.strengths = textInput({ value: STRENGTHS, test: "grid-strengths", onChange: () => this.#count() });
+    this.strengthField = field({ label: t("grid.strengths"), help: t("grid.strengthsHelp"), control: this.strengths });
+    const name = h("div", { class: "field-label" }, label);
+    return h("div", { class: "stack" }, name, this.checkpoints, this.strengthField.root);
+  }
+
+  /** What they have in common. */
+  #fixed() {
+    const { t } = this;
     this.prompts = textArea({ rows: 3, test: "grid-prompts", onChange: () => this.#count() });
     this.seed = numberInput({ value: 1, min: 0, max: 2 ** 32 - 1, whole: true, test: "grid-seed" });
-    this.strengthField = field({ label: t("grid.strengths"), help: t("grid.strengthsHelp"), control: this.strengths });
     const prompts = field({ label: t("grid.prompts"), help: t("grid.promptsHelp"), control: this.prompts });
     const seed = field({ label: t("grid.seed"), help: t("grid.seedHelp"), control: this.seed });
-    this.make = button({
-      label: t("grid.make"),
-      icon: "grid",
-      kind: "primary",
-      test: "grid-make",
-      onClick: (event) => this.held(event),
-    });
-    this.held = busy(this.make, () => this.#make());
+    return h("div", { class: "stack" }, prompts.root, seed.root);
+  }
+
+  #start() {
+    const label = this.t("grid.make");
+    this.make = button({ label, icon: "grid", kind: "primary", test: "grid-make", onClick: (event) => held(event) });
+    const held = busy(this.make, () => this.#make());
     this.count = h("span", { class: "muted", "data-test": "grid-count" });
-    this.error = h("p", { class: "danger-text", role: "alert", hidden: true });
-    const left = h(
-      "div",
-      { class: "stack" },
-      h("div", { class: "field-label" }, t("grid.checkpoints")),
-      this.checkpoints,
-      this.strengthField.root,
-    );
-    const right = h("div", { class: "stack" }, prompts.root, seed.root);
-    this.form = h(
-      "details",
-      { class: "grid-form" },
-      h("summary", { "data-test": "grid-form" }, t("grid.new")),
-      h(
-        "div",
-        { class: "stack" },
-        h("div", { class: "form-halves" }, left, right),
-        this.error,
-        h("div", { class: "row wrap" }, this.make, this.count),
-      ),
-    );
-    this.results = h("div", { class: "stack" });
-    this.root = h(
-      "section",
-      { class: "card stack", "data-test": "grid" },
-      h("h2", null, t("grid.title")),
-      h("p", { class: "muted" }, t("grid.about")),
-      this.results,
-      this.form,
-    );
+    return h("div", { class: "row wrap" }, this.make, this.count);
   }
 
   /** @param {{summary: Object, detail: Object, state: Object}} news */

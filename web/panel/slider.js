@@ -4,16 +4,8 @@ import { h, on, setText } from "./dom.js";
 import { icon } from "./icons.js";
 import { picture } from "./picture.js";
 
-const STEPS = {
-  ArrowLeft: -2,
-  ArrowDown: -2,
-  ArrowRight: 2,
-  ArrowUp: 2,
-  PageDown: -20,
-  PageUp: 20,
-  Home: -100,
-  End: 100,
-};
+const NEAR = { ArrowLeft: -2, ArrowDown: -2, ArrowRight: 2, ArrowUp: 2 };
+const STEPS = { ...NEAR, PageDown: -20, PageUp: 20, Home: -100, End: 100 };
 
 /**
  * A before/after comparison; with one picture only, that picture.
@@ -26,28 +18,9 @@ export function beforeAfter({ t, test = "before-after" }) {
   const left = picture({ class: "ba-before" });
   const leftLabel = h("span", { class: "ba-label start" });
   const rightLabel = h("span", { class: "ba-label end" });
-  const line = h(
-    "div",
-    {
-      class: "ba-line",
-      role: "slider",
-      tabindex: "0",
-      "aria-valuemin": "0",
-      "aria-valuemax": "100",
-      "data-test": `${test}-line`,
-    },
-  );
-  line.append(h("span", { class: "ba-grip" }, icon("back"), icon("chevron")));
-  const root = h(
-    "div",
-    { class: "ba", "data-test": `${test}-pictures` },
-    right.root,
-    left.root,
-    leftLabel,
-    rightLabel,
-    line,
-  );
-  line.setAttribute("aria-label", t("slider.label"));
+  const line = dividingLine(t, test);
+  const pictures = [right.root, left.root];
+  const root = h("div", { class: "ba", "data-test": `${test}-pictures` }, pictures, leftLabel, rightLabel, line);
   const move = mover(root, line, t);
   dragging(root, line, move);
   move.to(50);
@@ -63,6 +36,12 @@ export function beforeAfter({ t, test = "before-after" }) {
     right.set(main?.url ?? null, main?.alt).then((seen) => seen && fit(root, right.root));
   };
   return { root, show };
+}
+
+function dividingLine(t, test) {
+  const grip = h("span", { class: "ba-grip" }, icon("back"), icon("chevron"));
+  const range = { "aria-label": t("slider.label"), "aria-valuemin": "0", "aria-valuemax": "100" };
+  return h("div", { class: "ba-line", role: "slider", tabindex: "0", "data-test": `${test}-line`, ...range }, grip);
 }
 
 /** The frame takes the picture's shape. */

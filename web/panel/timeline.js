@@ -31,51 +31,35 @@ export class Timeline {
 
   #build() {
     const { t } = this;
-    this.stage = beforeAfter({ t, test: "sample" });
-    this.enlargeButton = iconButton({
-      label: t("timeline.enlarge"),
-      icon: "open",
-      onClick: () => this.#enlarge(),
-      test: "sample-enlarge",
-    });
-    this.stage.root.append(h("div", { class: "ba-tools" }, this.enlargeButton));
-    this.title = h("div", { class: "grow timeline-prompt", "data-test": "sample-prompt" });
-    this.follow = button({
-      label: t("timeline.follow"),
-      kind: "quiet",
-      onClick: () => this.#choose(null),
-      test: "sample-follow",
-    });
-    this.prompts = h("div", { class: "prompt-picks", role: "group", "aria-label": t("timeline.prompts") });
-    this.range = h(
-      "input",
-      {
-        type: "range",
-        class: "range",
-        min: "0",
-        step: "1",
-        "aria-label": t("timeline.step"),
-        "data-test": "sample-step",
-      },
-    );
-    on(this.range, "input", () => this.#choose(this.#steps()[Number(this.range.value)].step));
-    this.strip = h(
-      "div",
-      { class: "strip", role: "group", "aria-label": t("timeline.steps"), "data-test": "sample-strip" },
-    );
-    this.next = h("p", { class: "muted small", hidden: !this.more, "data-test": "samples-next" });
     this.empty = h("div", { class: "timeline-empty muted", "data-test": "samples-empty" });
-    this.full = h(
-      "div",
-      { class: "stack" },
-      this.prompts,
-      h("div", { class: "row timeline-head" }, this.title, this.follow),
-      this.stage.root,
-      this.range,
-      this.strip,
-      this.next,
-    );
+    this.prompts = h("div", { class: "prompt-picks", role: "group", "aria-label": t("timeline.prompts") });
+    this.strip = h("div", { class: "strip", role: "group", "aria-label": t("timeline.steps") });
+    this.next = h("p", { class: "muted small", hidden: !this.more, "data-test": "samples-next" });
+    const parts = [this.prompts, this.#head(), this.#stage(), this.#range(), this.strip, this.next];
+    this.full = h("div", { class: "stack" }, parts);
     this.root = h("div", { class: "timeline", "data-test": "timeline" }, this.empty, this.full);
+  }
+
+  #head() {
+    const label = this.t("timeline.follow");
+    this.title = h("div", { class: "grow timeline-prompt", "data-test": "sample-prompt" });
+    this.follow = button({ label, kind: "quiet", onClick: () => this.#choose(null), test: "sample-follow" });
+    return h("div", { class: "row timeline-head" }, this.title, this.follow);
+  }
+
+  #stage() {
+    const label = this.t("timeline.enlarge");
+    const large = iconButton({ label, icon: "open", onClick: () => this.#enlarge(), test: "sample-enlarge" });
+    this.stage = beforeAfter({ t: this.t, test: "sample" });
+    this.stage.root.append(h("div", { class: "ba-tools" }, large));
+    return this.stage.root;
+  }
+
+  #range() {
+    const props = { type: "range", class: "range", min: "0", step: "1", "data-test": "sample-step" };
+    this.range = h("input", { ...props, "aria-label": this.t("timeline.step") });
+    on(this.range, "input", () => this.#choose(this.#steps()[Number(this.range.value)].step));
+    return this.range;
   }
 
   /**
