@@ -38,7 +38,7 @@ def test_every_setting_of_a_request_has_its_row(places, rows):
     assert {row["kind"] for row in rows.values()} == set(get_args(Kind))
     assert [row["name"] for row in rows.values() if not row["advanced"]] == sorted(drawn["common"], key=OFFERED.index)
     labels = [row["label"] for row in rows.values()]
-    assert len(set(labels)) == len(labels) and all(label[0].isupper() and len(label) <= 35 for label in labels)
+    assert len(set(labels)) == len(labels) and all(label[0].isupper() and len(label) <= 22 for label in labels)
 
 
 def test_methods_and_choices_are_those_of_the_engine(places, rows):

@@ -52,4 +52,4 @@ def test_every_word_of_the_form_has_a_french_one(tmp_path):
     assert there == wanted
     for name in {row["name"] for row in drawn["settings"]}:
         label, told = (french[f"spectralAdapters.form.settings.{name}.{part}"] for part in ("label", "help"))
-        assert len(label) <= 45 and len(told) >= 25 and told.endswith((".", ").")), name
+        assert len(label) <= 22 and len(told) >= 25 and told.endswith((".", ").")), name

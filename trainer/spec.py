@@ -123,7 +123,7 @@ class TrainSpec:
     avoid: tuple[Path, ...] = _of(
         "adapter",
         "refuse",
-        "Adapters to keep clear of",
+        "Adapters to avoid",
         "Adapter files whose columns stay free: every layer takes its first free block of the wanted width. For "
         "concepts that are to be fused.",
         (),
@@ -139,7 +139,7 @@ class TrainSpec:
     targets: str = _of(
         "adapter",
         "refuse",
-        "Layers of the UNet",
+        "UNet layers",
         "Layers of the UNet: attention, cross-attention, attention+ff, all (convolutions too), none, or a regular "
         "expression searched in module paths. More layers learn more, cost memory and time, and change more.",
         "attention",
@@ -147,7 +147,7 @@ class TrainSpec:
     text_targets: str = _of(
         "adapter",
         "refuse",
-        "Layers of the text encoder",
+        "Text encoder layers",
         "Layers of the text encoder (SDXL: of the first), named as those of the UNet; none leaves it as it is. "
         "Training it ties the concept to its word more firmly and makes other prompts drift sooner.",
         "none",
@@ -155,7 +155,7 @@ class TrainSpec:
     text_targets_2: str = _of(
         "adapter",
         "refuse",
-        "Layers of the second text encoder",
+        "Text encoder 2 layers",
         "Layers of SDXL's second text encoder, named as those of the UNet.",
         "none",
     )
@@ -187,7 +187,7 @@ class TrainSpec:
     buckets: bool = _of(
         "data",
         "refuse",
-        "Keep the pictures' shapes",
+        "Keep shapes",
         "Keep the pictures' shapes: each goes to the nearest of a set of sizes with about the same area. Off: all are "
         "cropped to squares.",
         True,
@@ -202,7 +202,7 @@ class TrainSpec:
     flip: bool = _of(
         "data",
         "refuse",
-        "Mirror half of the pictures",
+        "Mirror at random",
         "Mirror half of the pictures, drawn anew each time. Not for faces with a parting, text or anything one-sided.",
         False,
     )
@@ -239,7 +239,7 @@ class TrainSpec:
     keep_tags: int = _of(
         "data",
         "refuse",
-        "Tags that stay in front",
+        "Tags kept in front",
         "How many tags at the beginning stay where they are when shuffling.",
         1,
     )
@@ -263,14 +263,14 @@ class TrainSpec:
     mask_floor: float = _of(
         "data",
         "refuse",
-        "Weight outside the mask",
+        "Weight outside masks",
         "Loss weight where a mask is black (0 to 1); 0.1 or so keeps the surroundings sane.",
         0.0,
     )
     latent_cache: CachePlace = _of(
         "data",
         "spec",
-        "Cache of encoded pictures",
+        "Cache of encodings",
         "Where encoded pictures and captions are kept: memory, disk (found again by content next time), or none. "
         "Nothing is kept that a random crop, flip or shuffle precedes.",
         "memory",
@@ -296,14 +296,14 @@ class TrainSpec:
     class_count: int = _of(
         "loss",
         "refuse",
-        "Number of class pictures",
+        "Class picture count",
         "How many class pictures there should be, 100 to 200 as a rule. Each missing one costs a sample, once.",
         100,
     )
     prior_weight: float = _of(
         "loss",
         "refuse",
-        "Weight of class pictures",
+        "Class picture weight",
         "Weight of the loss on class pictures. 1 is usual; lower lets the concept win over its class.",
         1.0,
     )
@@ -359,14 +359,14 @@ class TrainSpec:
     text_lr: float | None = _of(
         "training",
         "spec",
-        "Learning rate of text encoders",
+        "Text learning rate",
         "Learning rate of the text encoders' parameters. Default: a tenth of lr.",
         None,
     )
     norm_lr: float | None = _of(
         "training",
         "spec",
-        "Learning rate of norms",
+        "Norm learning rate",
         "Learning rate of norm gains. Default: a thousandth of lr, as in SVDiff's code.",
         None,
         methods=("svdiff",),
@@ -382,7 +382,7 @@ class TrainSpec:
     optimizer_args: Mapping[str, Any] = _of(
         "training",
         "refuse",
-        "Arguments of the optimiser",
+        "Optimiser arguments",
         "Further arguments of the optimiser, as a table.",
         factory=dict,
     )
@@ -392,7 +392,7 @@ class TrainSpec:
     schedule: Schedule = _of(
         "training",
         "spec",
-        "Schedule of the rate",
+        "Rate schedule",
         "How the rate goes after the warm-up: constant, linear, cosine, cosine_with_restarts or polynomial. Falling "
         "rates end more calmly; constant suits runs that may be prolonged.",
         "constant",
@@ -407,7 +407,7 @@ class TrainSpec:
     cycles: int = _of(
         "training",
         "spec",
-        "Restarts of the schedule",
+        "Cosine restarts",
         "cosine_with_restarts: how many times the rate falls.",
         1,
     )
@@ -484,7 +484,7 @@ class TrainSpec:
     validation_images: Path | None = _of(
         "run",
         "refuse",
-        "Dataset of held-out pictures",
+        "Held-out dataset",
         "A folder of held-out pictures instead, where all pictures are needed for training.",
         None,
     )
@@ -513,7 +513,7 @@ class TrainSpec:
     sample_negative: str = _of(
         "run",
         "spec",
-        "Negative prompt of samples",
+        "Negative prompt",
         "Negative prompt of the samples: what they should not show.",
         "",
     )
@@ -527,20 +527,20 @@ class TrainSpec:
     sample_steps: int = _of(
         "run",
         "spec",
-        "Denoising steps of samples",
+        "Steps per sample",
         "Denoising steps of a sample. 25 is usual; more take longer and change little.",
         25,
     )
     sample_guidance: float = _of(
         "run",
         "spec",
-        "Guidance of samples",
+        "Sample guidance",
         "Guidance scale of the samples: how strictly they follow the prompt. 7.5 is usual for Stable Diffusion.",
         7.5,
     )
-    sample_seed: int = _of("run", "spec", "Seed of samples", "Seed of the samples, the same at every step.", 1)
+    sample_seed: int = _of("run", "spec", "Sample seed", "Seed of the samples, the same at every step.", 1)
     tensorboard: bool = _of(
-        "run", "spec", "Curves for TensorBoard", "Also write curves for TensorBoard (needs its package).", False
+        "run", "spec", "TensorBoard curves", "Also write curves for TensorBoard (needs its package).", False
     )
     title: str = _of("run", "spec", "Title", "Title in the file's metadata. Default: the file's name.", "")
     description: str = _of("run", "spec", "Description", "Description in the file's metadata.", "")

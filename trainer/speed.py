@@ -25,9 +25,10 @@ _MOST = 60  # runs, and works, that are kept: the newest
 _RECENT = 5  # runs that a correction is taken from
 _LARGEST = 1 << 20
 _FIRST_EVENTS = 400  # a plan stands among the first; there are few when pictures are encoded without words
-# A step of SD1.5 takes about so many times what the calibration predicts (two cores, fp32): its products are smaller
-# than the calibration's, and norms and activations take time of their own.
-TYPICAL = 2.0
+# A step of SD1.5 takes about so many times what the calibration predicts (two cores, fp32), one of the tiny base more:
+# their products are smaller than the calibration's, and norms and activations take time of their own.
+_TYPICAL = {"tiny": 5.0}
+_TYPICAL_ELSE = 2.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Speed:
         machine = self.machines[place.machine]
         related = [run for run in self.runs if run.place == place and run.key in self.works]
         if not related:
-            return TYPICAL * work.seconds(machine), "estimated"
+            return _TYPICAL.get(place.kind, _TYPICAL_ELSE) * work.seconds(machine), "estimated"
         # Runs of like size tell most: caches and small matrices make small steps relatively dear.
         ratios = [run.step_seconds / self.works[run.key].seconds(machine) for run in related[-_RECENT:]]
         return statistics.median(ratios) * work.seconds(machine), "calibrated"
