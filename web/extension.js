@@ -1,4 +1,4 @@
-/** The pack in ComfyUI's page: the sidebar tab with the panel, a command, a setting, and word of trainings that ended. */
+/** The pack in ComfyUI's page: the sidebar tab with the panel, a command, a setting, word of trainings that ended. */
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
