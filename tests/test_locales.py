@@ -1,5 +1,6 @@
 """The second language is complete: every English text has a French one with the same places to fill in."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 import spectral_adapters as sa
 from spectral_adapters.trainer.form import form
 from spectral_adapters.trainer.places import standalone
+from spectral_adapters.trainer.presets import PRESETS, preset_sources
 
+NAMES = {"SVDiff", "svdiff-pytorch", "Spectral Adapter", "SODA", "Stable Diffusion"}  # the same in every language
 LOCALES = Path(sa.__file__).parent / "locales"
 
 
@@ -19,6 +22,16 @@ def flat(table: dict, before: str = "") -> dict[str, str]:
     for key, value in table.items():
         found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
     return found
+
+
+def _sources() -> set[str]:
+    """Where presets have their values from, in the words that the form shows."""
+    return {
+        found.source
+        for kind in ("tiny", "sd", "sdxl")
+        for preset, method in itertools.product(PRESETS, sa.METHODS)
+        for found in preset_sources(preset, method, kind).values()
+    }
 
 
 def texts(language: str, name: str) -> dict[str, str]:
@@ -48,6 +61,7 @@ def test_every_word_of_the_form_has_a_french_one(tmp_path):
                for part in ("title", "help")}  # fmt: skip
     wanted |= {f"groups.{group['id']}" for group in drawn["groups"]}
     wanted |= {f"units.{row['unit']}" for row in drawn["settings"] if "unit" in row}
+    wanted |= {f"sources.{source}" for source in _sources() if source not in NAMES}
     there = {key.removeprefix("spectralAdapters.form.") for key in french if key.startswith("spectralAdapters.form.")}
     assert there == wanted
     for name in {row["name"] for row in drawn["settings"]}:

@@ -143,7 +143,7 @@ export function settingRow(setting, page) {
 /** Brings a control up to date: its own value, and the preset's, with its source, as what stands there without one. */
 function show(control, { own, preset, from, t }) {
   const value = shown(preset, t);
-  const text = from ? t("setting.sourced", { value, source: from }) : value;
+  const text = from ? t("setting.sourced", { value, source: t.or(`form.sources.${from}`, from) }) : value;
   control.input.title = own === undefined ? text : t("setting.instead", { text });
   if (control.input.type === "checkbox") return control.set(own ?? Boolean(preset));
   if (control.input.tagName === "SELECT") {
