@@ -179,6 +179,8 @@ def test_chart_and_pictures_by_keyboard(studio, panel):
     page.keyboard.press("ArrowLeft")
     sync_api.expect(at(page, "sample-item").nth(1)).to_have_attribute("aria-pressed", "true")
     sync_api.expect(at(page, "sample-follow")).to_be_visible()
+    at(page, "sample-against").select_option("80")
+    sync_api.expect(at(page, "sample-pictures").locator(".ba-label.start")).to_have_text("step 80")
     at(page, "sample-enlarge").click()
     shows(page, "lightbox", "step 40")
     page.keyboard.press("ArrowRight")

@@ -1,6 +1,6 @@
 /** The samples of a run: choose a prompt and a step, compare with an earlier one; the newest is followed by itself. */
 
-import { button, iconButton } from "./controls.js";
+import { button, combo, iconButton } from "./controls.js";
 import { h, keyed, on, setText } from "./dom.js";
 import { formats } from "./format.js";
 import { enlarge } from "./lightbox.js";
@@ -25,6 +25,7 @@ export class Timeline {
     this.rows = new Map();
     this.prompt = null;
     this.step = null;
+    this.against = null;
     this.best = null;
     this.#build();
   }
@@ -35,7 +36,7 @@ export class Timeline {
     this.prompts = h("div", { class: "prompt-picks", role: "group", "aria-label": t("timeline.prompts") });
     this.strip = h("div", { class: "strip", role: "group", "aria-label": t("timeline.steps") });
     this.next = h("p", { class: "muted small", hidden: !this.more, "data-test": "samples-next" });
-    const parts = [this.prompts, this.#head(), this.#stage(), this.#range(), this.strip, this.next];
+    const parts = [this.prompts, this.#head(), this.#stage(), this.#range(), this.strip, this.#other(), this.next];
     this.full = h("div", { class: "stack" }, parts);
     this.root = h("div", { class: "timeline", "data-test": "timeline" }, this.empty, this.full);
   }
@@ -60,6 +61,14 @@ export class Timeline {
     this.range = h("input", { ...props, "aria-label": this.t("timeline.step") });
     on(this.range, "input", () => this.#choose(this.#steps()[Number(this.range.value)].step));
     return this.range;
+  }
+
+  /** What the chosen pictures are compared with. */
+  #other() {
+    const label = this.t("timeline.against");
+    this.others = combo({ label, test: "sample-against", onChange: (step) => this.#compareWith(Number(step)) });
+    this.other = h("label", { class: "row small muted" }, label, this.others.root);
+    return this.other;
   }
 
   /**
@@ -168,8 +177,30 @@ export class Timeline {
     const chosen = this.#chosen();
     setText(this.title, chosen.prompt);
     this.follow.hidden = this.step === null;
-    const first = steps[0];
-    this.stage.show(chosen === first ? null : this.#side(first), this.#side(chosen));
+    const other = this.#compared();
+    this.stage.show(chosen === other ? null : this.#side(other), this.#side(chosen));
+    this.#drawOthers(steps, other);
+  }
+
+  #drawOthers(steps, other) {
+    const options = steps.map(({ step }) => ({ value: String(step), label: this.#label(step) }));
+    const stamp = JSON.stringify([options, other.step]);
+    this.other.hidden = steps.length < 3;
+    // A list that is open must not be drawn anew for nothing.
+    if (stamp === this.othersStamp) return;
+    this.othersStamp = stamp;
+    this.others.offer(options, String(other.step));
+  }
+
+  #compareWith(step) {
+    this.against = step;
+    this.#draw();
+  }
+
+  /** The sample on the left: the first one unless another was asked for. */
+  #compared() {
+    const steps = this.#steps();
+    return steps.find((sample) => sample.step === this.against) ?? steps[0];
   }
 
   #side(sample) {
