@@ -35,7 +35,6 @@ _SUGGESTIONS = {
     "text_targets_2": ("none", "attention", "attention+ff", "all"),
     "columns": ("top:8", "top:8@8", "bottom:8", "sample:8:1", "all"),
 }
-_BASES = {"text_targets_2": ("sdxl",)}  # kinds of base that alone have it
 _STEPS = {"resolution": 16, "caption_dropout": 0.05, "mask_floor": 0.05, "noise_offset": 0.01, "sample_guidance": 0.5}
 _UNITS = {
     **dict.fromkeys(("steps", "warmup", "checkpoint_every", "validate_every", "sample_every", "sample_steps"), "steps"),
@@ -49,10 +48,10 @@ def form(places: Places) -> dict[str, Any]:
     """Everything a page needs to draw the form.
 
     {"groups": [{id, title}], "settings": [{name, group, label, help, kind, advanced, optional, default, and where they
-    say something: choices, suggestions, min, max, above, step, longest, methods, bases, unit}], "presets": [{name,
+    say something: choices, suggestions, min, max, above, step, longest, methods, unit}], "presets": [{name,
     title, help, method}], "methods": [{name, title, help}], "common": [names]}. optional: null means "left to the
-    method or the base". above: the value must be more than it. longest: characters of a text. methods, bases: the ones
-    that alone have it.
+    method or the base". above: the value must be more than it. longest: characters of a text. methods: the ones that
+    alone have it.
     """
     return {
         "groups": [{"id": group, "title": _capital(title)} for group, title in TITLES.items()],
@@ -81,7 +80,6 @@ def _setting(each: Field, places: Places) -> dict[str, Any]:
         "step": _STEPS.get(name, 1 if kind == "int" else None),
         "longest": LONGEST.get(name, 500) if kind in ("text", "texts") else None,
         "methods": list(each.metadata["methods"]),
-        "bases": list(_BASES.get(name, ())),
         "unit": _UNITS.get(name),
     }
     return {
