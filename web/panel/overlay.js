@@ -40,7 +40,7 @@ function place(bubble, anchor) {
 
 /** A round "?" that explains something. @param {string} text @param {string} label what it explains */
 export function help(text, label) {
-  return tooltip(h("button", { type: "button", class: "help", "aria-label": label }, icon("help")), text);
+  return tooltip(h("button", { type: "button", class: "help", "aria-label": `${label} ?` }, icon("help")), text);
 }
 
 /**
