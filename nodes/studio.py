@@ -87,7 +87,7 @@ class ComfyHost(Host):
             return
         state = entry.state
         about = {"id": entry.job.id, "kind": entry.job.kind, "name": entry.job.name}
-        server.send_sync(EVENT, {**about, "status": state.status, "text": state.text, "adapter": state.adapter})
+        server.send_sync(EVENT, {**about, "status": state.status, "text": state.text})
 
 
 def _home() -> Path:

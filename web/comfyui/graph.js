@@ -9,6 +9,7 @@ const STRENGTHS = ["strength_model", "strength_clip"];
 // Of the graph's units: around a node, whose title stands above its place; between the places that are tried.
 const MARGIN = 20;
 const STEP = 40;
+const WIDTH = 320; // room for a file's name
 
 function* nodesOf(graph) {
   for (const node of graph?.nodes ?? graph?._nodes ?? []) {
@@ -86,6 +87,7 @@ export async function addLoader(adapter, strength = 1) {
   if (!known.includes(adapter)) throw new Error(`The adapter ${adapter} is not in the loader's list.`);
   const canvas = app.canvas;
   const node = window.LiteGraph.createNode(LOADER);
+  node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
   node.pos = place(canvas, node.size);
   canvas.graph.add(node);
   setWidget(node, WIDGET, adapter);

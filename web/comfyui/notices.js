@@ -1,4 +1,4 @@
-/** Word of a training that ended, in every page that is open, and its adapter in the loader's list at once. */
+/** Word of a training that ended, in every open page, and its adapter in the loader's list at once. */
 
 import { app } from "../../../scripts/app.js";
 import { refreshAdapters } from "./graph.js";
@@ -9,7 +9,8 @@ const KIND = { finished: "ok", stopped: "info", interrupted: "warn", failed: "er
 
 /**
  * What to do when the server says that a job has changed; once per ending.
- * @returns {(event: CustomEvent<{id: string, kind: string, name: string, status: string, text: string}>) => Promise<void>}
+ * @returns {(event: CustomEvent<Job>) => Promise<void>}
+ * @typedef {{id: string, kind: string, name: string, status: string, text: string}} Job
  */
 export function notices() {
   const last = new Map();
