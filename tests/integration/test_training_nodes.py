@@ -289,6 +289,49 @@ def test_where_others_can_reach_comfyui_the_routes_ask_for_a_token(
         assert open_server.call("/spectral_adapters/state", headers={"X-Spectral-Token": token + "x"})[0] != 200
 
 
+PROBE = """
+import asyncio
+import sys
+import comfy.model_management
+from aiohttp import web
+from server import PromptServer
+NODE_CLASS_MAPPINGS = {}
+async def loaded(request):
+    return web.json_response({"models": len(comfy.model_management.current_loaded_models)})
+def host():
+    return next(m for name, m in sys.modules.items() if name.endswith("spectral_adapters.nodes.studio")).host()
+async def release(request):
+    await asyncio.to_thread(host().release)
+    return await loaded(request)
+async def waiting(request):
+    with host().waiting():
+        host().release()
+        return web.json_response({"idle": host().idle(), "flags": PromptServer.instance.prompt_queue.get_flags(False)})
+PromptServer.instance.routes.post("/probe/release")(release)
+PromptServer.instance.routes.post("/probe/waiting")(waiting)
+PromptServer.instance.routes.get("/probe/loaded")(loaded)
+"""
+
+
+def test_before_a_training_on_the_gpu_comfyui_gives_its_memory_back(
+    comfy_root: Path, comfy_python: str, library: Path, tmp_path: Path
+) -> None:
+    """What the supervisor calls then, asked for here through a route of the test's own: there may be no GPU."""
+    (tmp_path / "models" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "models" / "checkpoints" / "small.safetensors").symlink_to(library / "small.safetensors")
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "custom_nodes" / "probe.py").write_text(PROBE)
+    with Comfy(comfy_root, comfy_python, tmp_path, [PACK]) as server:
+        picture = server.run(picture_graph("small.safetensors")).picture
+        assert server.get("/probe/loaded")["models"] > 0
+        # While a node waits for a training, that node decides what is unloaded, and nothing else runs.
+        assert server.post("/probe/waiting", {}) == {"idle": True, "flags": {}}
+        assert server.get("/probe/loaded")["models"] > 0
+        server.post("/probe/release", {})
+        wait_until(lambda: server.get("/probe/loaded")["models"] == 0, "the models are unloaded", 30)
+        assert np.array_equal(server.run(picture_graph("small.safetensors", seed=1)).picture, picture)
+
+
 WITHOUT_FILELOCK = """
 import builtins
 real = builtins.__import__

@@ -204,6 +204,26 @@ def test_a_closed_panel_asks_the_server_nothing(page: "sync_api.Page") -> None:
     assert not [url for url in asked if "/extensions/" not in url]
 
 
+def test_where_others_can_reach_comfyui_the_panel_asks_for_the_token(
+    browser: "sync_api.Browser", comfy_root: Path, comfy_python: str, tmp_path: Path
+) -> None:
+    with Comfy(comfy_root, comfy_python, tmp_path, [PACK], ("--listen", "0.0.0.0")) as server:
+        set_up(server, "Comfy.TutorialCompleted", True)
+        context = browser.new_context(viewport={"width": 1600, "height": 900}, locale="en-US")
+        context.set_default_timeout(PATIENCE)
+        page = context.new_page()
+        opened(page, server)
+        page.click(TAB)
+        see(page, "token-screen")
+        page.fill(at("token"), (tmp_path / "user" / "spectral_adapters" / "token").read_text())
+        page.click(at("token-enter"))
+        see(page, "tab-jobs")
+        opened(page, server)  # the browser keeps it
+        open_tab(page)
+        sync_api.expect(page.locator(at("token-screen"))).to_have_count(0)
+        context.close()
+
+
 @pytest.mark.parametrize("renderer", [False, True], ids=["classic", "nodes-2"])
 def test_the_trainer_node_shows_the_live_loss(renderer: bool, browser: "sync_api.Browser", comfy: Comfy) -> None:
     """The plot arrives in the page while the training runs, and Cancel in the page stops it with a save."""
