@@ -67,3 +67,14 @@ def test_every_word_of_the_form_has_a_french_one(tmp_path):
     for name in {row["name"] for row in drawn["settings"]}:
         label, told = (french[f"spectralAdapters.form.settings.{name}.{part}"] for part in ("label", "help"))
         assert len(label) <= 22 and len(told) >= 25 and told.endswith((".", ").")), name
+
+
+@pytest.mark.parametrize("page", sorted((LOCALES.parent / "web" / "docs").glob("*/en.md")), ids=lambda p: p.parent.name)
+def test_every_help_page_is_there_in_french(page):
+    """With the same sections and tables."""
+    english, french = (path.read_text(encoding="utf-8") for path in (page, page.with_name("fr.md")))
+    for start in ("# ", "## ", "| ", "- "):
+        assert len(re.findall(f"^{re.escape(start)}", french, re.M)) == len(
+            re.findall(f"^{re.escape(start)}", english, re.M)
+        )
+    assert set(re.findall(r"`([^`]+)`", french)) == set(re.findall(r"`([^`]+)`", english))
