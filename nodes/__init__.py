@@ -8,6 +8,7 @@ from pathlib import Path
 
 from comfy_api.latest import ComfyExtension, io
 
+from ..spectral.errors import SpectralError
 from . import folder
 from .loader import SpectralAdapterLoader
 
@@ -24,7 +25,7 @@ class SpectralAdaptersExtension(ComfyExtension):
 
 
 def _training() -> list[type[io.ComfyNode]]:
-    """The nodes that train and the panel's routes; none where a package is missing, which the loader does not need."""
+    """The nodes that train, with the panel's routes; none where something is missing that the loader does not need."""
     try:
         from .job import SpectralAdapterJob
         from .server import open_door
@@ -41,6 +42,10 @@ def _training() -> list[type[io.ComfyNode]]:
             _PACK / "requirements.txt",
         )
         return []
-    open_door()
-    studio().start()
+    try:
+        open_door()
+        studio().start()
+    except (SpectralError, OSError) as error:
+        logging.warning("Spectral Adapters: the loader works, training is off: %s", error)
+        return []
     return [SpectralAdapterTrainer, SpectralAdapterJob]

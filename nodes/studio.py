@@ -108,7 +108,7 @@ def _places() -> Places:
         uploads=DATASETS,
         adapters=Path(folder_paths.get_output_directory()) / folder.FOLDER,
         bases=_bases,
-        adapter_files=lambda: {name: Path(folder.path_of(name)) for name in folder.names()},
+        adapter_files=_adapter_files,
     )
 
 
@@ -132,12 +132,18 @@ def _free_name(wanted: str, taken: Mapping[str, Path]) -> str:
     return next(free for free in names if free not in taken)
 
 
+def _adapter_files() -> Mapping[str, Path]:
+    """Adapters under their names in the loader; links that lead nowhere are listed there too, and left out here."""
+    found = {name: folder_paths.get_full_path(folder.FOLDER, name) for name in folder.names()}
+    return {name: Path(path) for name, path in found.items() if path is not None}
+
+
 def _bases() -> Mapping[str, Path]:
     """Checkpoints under their names in *Load Checkpoint*, and diffusers folders as diffusers/NAME."""
     found: dict[str, Path] = {}
     for name in folder_paths.get_filename_list("checkpoints"):
         path = folder_paths.get_full_path("checkpoints", name)
-        if path is not None and name.endswith(".safetensors"):
+        if path is not None and name.lower().endswith(".safetensors"):
             found[name] = Path(path)
     for root in map(Path, folder_paths.get_folder_paths(_DIFFUSERS)):
         for index in sorted(root.glob("*/model_index.json")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from comfy_api.latest import io
 from ..spectral.errors import SettingError, SpectralError
 from ..trainer.datasets import list_datasets
 from ..trainer.form import form
-from ..trainer.jobs.host import find_devices
-from ..trainer.jobs.job import RESUMABLE, Entry
+from ..trainer.jobs.host import CPU, find_devices
+from ..trainer.jobs.job import RESUMABLE, Entry, JobConflict
 from ..trainer.places import Places
 from ..trainer.request import Request, digest
 from . import glance, report
@@ -177,7 +178,7 @@ class SpectralAdapterTrainer(io.ComfyNode):
         asked = Asked(**widgets)
         entry = begin(asked.request())
         if asked.wait:
-            if asked.unload_models and entry.state.adapter is None:
+            if asked.unload_models and entry.state.adapter is None and _may_use_gpu(asked.device):
                 comfy.model_management.unload_all_models()
                 comfy.model_management.soft_empty_cache()
             entry = wait_for(entry.id)
@@ -196,6 +197,10 @@ def _datasets(places: Places) -> list[str]:
 
 def _by_name(shown: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {row["name"]: row for row in shown["settings"]}
+
+
+def _may_use_gpu(device: str) -> bool:
+    return device != CPU.id and find_devices() != (CPU,)
 
 
 def begin(request: Request) -> Entry:
@@ -224,7 +229,8 @@ def wait_for(id: str) -> Entry:
         finally:
             # An interrupt, as a rule: what was learnt is kept, and running the workflow again goes on with it.
             if not done and studio().store.entry(id).state.status in ("queued", "running"):
-                studio().stop(id)
+                with contextlib.suppress(JobConflict):  # it has ended in this moment
+                    studio().stop(id)
     if entry.state.status != "finished":
         again = " Run this workflow again to go on." if entry.state.resumable else ""
         raise TrainingEnded(f"{entry.job.name} ({id}) is {entry.state.status}. {entry.state.text}{again}")

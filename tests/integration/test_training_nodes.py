@@ -357,6 +357,20 @@ def test_without_a_package_the_loader_works_and_the_log_says_what_is_missing(
         assert len(said) == 1 and "pip install -r" in said[0] and "IMPORT FAILED" not in server.log()
 
 
+def test_without_a_usable_user_folder_the_loader_works(comfy_root: Path, comfy_python: str, tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "user" / "spectral_adapters").write_text("a file where the folder of jobs belongs")
+    (tmp_path / "models" / "spectral_adapters").mkdir(parents=True)
+    (tmp_path / "models" / "spectral_adapters" / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    with Comfy(comfy_root, comfy_python, tmp_path, [PACK]) as server:
+        assert LOADER in server.get(f"/object_info/{LOADER}")
+        assert server.get("/object_info/SpectralAdapterTrainer") == {}
+        assert "training is off" in server.log() and "IMPORT FAILED" not in server.log()
+    (tmp_path / "user" / "spectral_adapters").unlink()
+    with Comfy(comfy_root, comfy_python, tmp_path, [PACK]) as server:
+        assert server.get("/spectral_adapters/adapters") == []  # the broken link is passed over
+
+
 def test_the_loss_picture_is_the_jobs_own(comfy: Comfy) -> None:
     """Two jobs, two pictures: the plot on the node is drawn from the events of the job that was asked for."""
     pictures = []
