@@ -182,14 +182,13 @@ def samples(page) -> int:
 
 
 def watch_and_stop(page) -> None:
-    """The loss and the first samples arrive; a reload in the middle loses nothing; Stop saves."""
-    see(page, "stat-loss", re.compile(r"\d"))
+    """The first samples and the loss arrive; a reload in between loses nothing; Stop saves."""
     until(page, "root.querySelectorAll('[data-test=sample-item]').length >= 1")
     before, address = samples(page), page.url
     page.reload()
     assert page.url == address
-    see(page, "status")
     until(page, f"root.querySelectorAll('[data-test=sample-item]').length >= {before}")
+    see(page, "stat-loss", re.compile(r"\d"))
     page.click(at("stop"))
     see(page, "status", "Stopped")
 
