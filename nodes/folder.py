@@ -6,6 +6,8 @@ import os
 
 import folder_paths
 
+from ..trainer.places import LORA_SUFFIX
+
 FOLDER = "spectral_adapters"
 EXTENSIONS = {".safetensors"}
 
@@ -22,8 +24,8 @@ def register() -> None:
 
 
 def names() -> list[str]:
-    """The adapters to choose from, as shown in the combo."""
-    return folder_paths.get_filename_list(FOLDER)
+    """The adapters to choose from, as shown in the combo; the LoRAs that were exported beside them are none."""
+    return [name for name in folder_paths.get_filename_list(FOLDER) if not name.endswith(LORA_SUFFIX)]
 
 
 def path_of(name: str) -> str:
