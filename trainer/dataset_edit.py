@@ -104,11 +104,8 @@ def _free_name(room: Room, stem: str, suffix: str) -> str:
     """The name, or NAME-2, ...; no other picture shares it without suffix, since it would share the caption too."""
     taken = {Path(name).stem.casefold() for name in room.pictures}
     held = {name.casefold() for name in os.listdir(room.path)}
-    number, free = 1, stem
-    while free.casefold() in taken or f"{free}{suffix}".casefold() in held:
-        number += 1
-        free = f"{stem}-{number}"
-    return f"{free}{suffix}"
+    names = (free for free in files.numbered(stem) if free.casefold() not in taken)
+    return next(name for free in names if (name := f"{free}{suffix}").casefold() not in held)
 
 
 def set_caption(places: Places, id: str, name: str, text: str) -> None:

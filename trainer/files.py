@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
@@ -125,11 +126,20 @@ def discard_folder(folder: Path) -> None:
 
 def free_name(path: Path) -> Path:
     """`path`, or `name-2`, `name-3` … where a file has appeared while training ran: the work must not be lost."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+    return next(free for stem in numbered(path.stem) if not (free := path.with_stem(stem)).exists())
+
+
+def numbered(name: str) -> Iterator[str]:
+    """NAME, NAME-2, NAME-3, ...: what is tried in turn where a name may be taken."""
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
+
+
+def tail(path: Path, most: int) -> str:
+    """The last `most` bytes of a file as text. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most))
+        return file.read(most).decode("utf-8", "replace")
 
 
 def clean(folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import files
 from .addresses import THUMB, both, file_address
 from .jobs.job import LOG, SILENT
 from .overview import LOSS, SHEET
@@ -117,9 +118,7 @@ def adapter(path: str | None) -> dict[str, Any] | None:
 def log_tail(path: Path) -> str | None:
     """The last lines that the child printed."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL))
-            return file.read(_TAIL).decode("utf-8", "replace") or None
+        return files.tail(path, _TAIL) or None
     except OSError:
         return None
 

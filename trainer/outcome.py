@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import SettingError
+from . import files
 from .checkpoint import ADAPTER
 from .grid_request import FINAL
 from .jobs.job import ACTIVE, JobConflict
@@ -76,6 +76,5 @@ def export_request(entry: Entry, asked: Mapping[str, Any], taken: Collection[Pat
 def _free_lora(adapter: Path, taken: Collection[Path]) -> Path:
     """The first of NAME.lora.safetensors, NAME-2.lora.safetensors, ... that neither exists nor is taken."""
     stem = adapter.name.removesuffix(SUFFIX)
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    paths = (adapter.with_name(f"{name}{LORA_SUFFIX}") for name in names)
+    paths = (adapter.with_name(f"{name}{LORA_SUFFIX}") for name in files.numbered(stem))
     return next(path for path in paths if path not in taken and not path.exists())

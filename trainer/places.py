@@ -181,12 +181,8 @@ class Places:
         stem = check_name(name.removesuffix(SUFFIX) if isinstance(name, str) else name, "name")
         reserved = {_spelling(path) for path in (*taken, *(self.adapters / known for known in self.adapter_files()))}
         files.make_folder(self.adapters)
-        number = 1
-        while True:
-            path = self.adapters / (f"{stem}{SUFFIX}" if number == 1 else f"{stem}-{number}{SUFFIX}")
-            if not os.path.lexists(path) and _spelling(path) not in reserved:
-                return path
-            number += 1
+        paths = (self.adapters / f"{free}{SUFFIX}" for free in files.numbered(stem))
+        return next(path for path in paths if not os.path.lexists(path) and _spelling(path) not in reserved)
 
 
 def _spelling(path: Path) -> str:

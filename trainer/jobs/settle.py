@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from ...spectral.errors import SettingError, SpectralError
-from .. import processes
+from .. import files, processes
 from ..checkpoint import Checkpoints, step_of
 from ..processes import Process
 from ..run_folder import running
@@ -154,9 +154,7 @@ def _signal_name(number: int) -> str:
 def last_words(log: Path) -> str:
     """The last lines that the last attempt printed."""
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - _TAIL))
-            text = file.read().decode("utf-8", "replace")
+        text = files.tail(log, _TAIL)
     except OSError:
         return ""
     lines = [line.strip() for line in text.rpartition(ATTEMPT)[2].splitlines()[1:] if line.strip()]
