@@ -3,21 +3,18 @@
 import json
 import math
 import re
-import shutil
 import time
 from dataclasses import replace
 
 import pytest
+from chromium import launched, needs_chromium, sync_api
 from panel_server import TOKEN, make_studio, serving
 from PIL import Image
 
 from spectral_adapters.trainer.jobs.job import write_state
 from spectral_adapters.trainer.sample_files import sample_name, save_png
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+pytestmark = needs_chromium
 
 PATIENCE = 60_000  # milliseconds; a busy machine takes its time
 sync_api.expect.set_options(timeout=PATIENCE)
@@ -79,10 +76,8 @@ def studio(tmp_path):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
