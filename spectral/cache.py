@@ -164,4 +164,3 @@ def _write_atomically(path: Path, blob: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-

@@ -240,7 +240,7 @@ def read_tensors(f: BinaryIO, header: Header, path: Path) -> tuple[dict[str, Ten
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """"F16" for torch.float16; raises KeyError for a dtype that adapter files do not hold."""
+    """ "F16" for torch.float16; raises KeyError for a dtype that adapter files do not hold."""
     return {v: k for k, v in DTYPES.items()}[dtype]
 
 

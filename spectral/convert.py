@@ -15,8 +15,8 @@ from torch import Tensor
 from .adapter import Adapter
 from .basis import WeightSource, fetch
 from .cache import BasisCache
+from .change import Change, balanced, distance, norm, refactor, triples
 from .errors import SettingError, SpectralError
-from .linalg import leading
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def to_lora(
     for name, layer in adapter.layers.items():
         up, down, change = _thin(adapter, name, weights, rank, strength, cache)
         up16, down16 = up.to(dtype), down.to(dtype)
-        num, den = _squared_error(up16, down16, change), float(_gram_norm(change))
+        num, den = distance((up16, down16), change) ** 2, norm(change) ** 2
         errors, energy = errors + num, energy + den
         per_layer[name], ranks[name] = (num / den) ** 0.5 if den else 0.0, up.shape[1]
         out.update(_kohya(name, up16, down16, layer.shape, dtype))
@@ -103,24 +103,6 @@ def to_diff(
     return out
 
 
-Change = tuple[Tensor, Tensor] | Tensor
-
-
-def refactor(up: Tensor, down: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
-    """The same product with balanced factors of the least rank, or the best of `rank`: (m, R), (R, n) fp64.
-
-    QR of both sides, SVD of the small core, square roots of sigma to each side. In fp64, because exports are rounded
-    to fp16 afterwards and unbalanced factors would lose digits there.
-    """
-    q_u, r_u = torch.linalg.qr(up.double())
-    q_d, r_d = torch.linalg.qr(down.double().T)
-    u, s, vh = torch.linalg.svd(r_u @ r_d.T)
-    keep = max(1, int((s > 1e-12 * s[0]).sum())) if s.numel() else 1
-    keep = keep if rank is None else min(keep, rank)
-    root = s[:keep].sqrt()
-    return q_u @ (u[:, :keep] * root), (root[:, None] * vh[:keep]) @ q_d.T
-
-
 def _thin(
     adapter: Adapter,
     name: str,
@@ -143,33 +125,13 @@ def _thin(
     if weight is None:
         raise SettingError(f"{adapter.method.name} needs the base model's weights for this export; give the base")
     change = adapter.delta(name, weight, strength, cache=cache).reshape(weight.shape[0], -1).double()
-    u, s, v = (t.double() for t in leading(change.float(), min(rank, *change.shape)))
-    root = s.sqrt()
-    return u * root, root[:, None] * v.T, change
+    return *balanced(*triples(change, rank), rank), change
 
 
 def _fetch(weights: Mapping[str, WeightSource], name: str) -> Tensor:
     if name not in weights:
         raise SpectralError(f"the base has no weight for layer {name}; it is not the model this adapter was trained on")
     return fetch(weights[name])
-
-
-def _gram_norm(change: Change) -> Tensor:
-    """Squared Frobenius norm, without forming up @ down."""
-    if isinstance(change, Tensor):
-        return change.square().sum()
-    up, down = change
-    return ((up.T @ up) * (down @ down.T)).sum()
-
-
-def _squared_error(up: Tensor, down: Tensor, change: Change) -> float:
-    up, down = up.double(), down.double()
-    if isinstance(change, Tensor):
-        return float((up @ down - change).square().sum())
-    # The difference of two products is one product of stacked factors; its QR cores avoid the m x n matrix.
-    r_u = torch.linalg.qr(torch.cat([up, -change[0]], 1)).R
-    r_d = torch.linalg.qr(torch.cat([down, change[1]], 0).T).R
-    return float((r_u @ r_d.T).square().sum())
 
 
 def _kohya(name: str, up: Tensor, down: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -56,10 +56,15 @@ class AdapterLayer:
 
 def check_shape(layer: AdapterLayer, weight: Tensor) -> None:
     """Raises WrongBaseError unless the weight has the layer's shape; (m, n) and (m, n, 1, 1) are the same."""
-    if _trimmed(weight.shape) != _trimmed(layer.shape):
+    check_fits("the adapter", layer.name, layer.shape, weight)
+
+
+def check_fits(who: str, layer: str, shape: tuple[int, ...], weight: Tensor) -> None:
+    """Raises WrongBaseError unless the weight has this shape; (m, n) and (m, n, 1, 1) are the same."""
+    if _trimmed(weight.shape) != _trimmed(shape):
         raise WrongBaseError(
-            f"layer {layer.name}: the model's weight has shape {tuple(weight.shape)}, the adapter was trained on "
-            f"{tuple(layer.shape)}; load the kind of model it was trained on"
+            f"layer {layer}: the model's weight has shape {tuple(weight.shape)}, {who} was trained on "
+            f"{tuple(shape)}; load the kind of model it was trained on"
         )
 
 

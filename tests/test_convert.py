@@ -3,7 +3,7 @@ import torch
 from matrices import matrix, random_params
 
 import spectral_adapters as sa
-from spectral_adapters.spectral.convert import refactor
+from spectral_adapters.spectral.change import refactor
 
 SHAPES = {"lora_unet_a": (24, 40), "lora_unet_b": (40, 24), "lora_unet_c": (20, 8, 3, 3), "lora_unet_d": (16, 24, 1, 1)}
 
