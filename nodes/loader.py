@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from . import folder
+from .adapters import ADAPTERS, PARTS, Held, Use, short_name
+
+if TYPE_CHECKING:
+    from ..spectral.parts import Parts
 
 _STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
 # As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
@@ -63,12 +68,21 @@ class SpectralAdapterLoader(io.ComfyNode):
                     "refuse stops with the reason; force applies the layers that fit.",
                     extra_dict=_ADVANCED,
                 ),
+                PARTS.Input(
+                    "parts",
+                    optional=True,
+                    tooltip="How strongly each part of the model is changed, from Spectral Adapter Blocks.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The adapted diffusion model."),
                 io.Clip.Output(display_name="clip", tooltip="The adapted text encoder."),
                 io.String.Output(
                     display_name="trigger words", tooltip="The words the adapter was trained with, separated by commas."
+                ),
+                ADAPTERS.Output(
+                    display_name="adapter",
+                    tooltip="The adapter itself with its strengths, for nodes that mix, compare, schedule or save.",
                 ),
             ],
         )
@@ -83,6 +97,7 @@ class SpectralAdapterLoader(io.ComfyNode):
         on_mismatch: str | None,
         model: object = None,
         clip: object = None,
+        parts: object = None,
     ) -> tuple[int, int]:
         """Changes when the file does, so that a replaced adapter is loaded again. Linked inputs come as None."""
         if adapter is None:
@@ -100,10 +115,13 @@ class SpectralAdapterLoader(io.ComfyNode):
         strength_mode: str,
         on_mismatch: str,
         clip: io.Clip.Type | None = None,
+        parts: Parts | None = None,
     ) -> io.NodeOutput:
         # Imported at first use: the engine would slow down every start of ComfyUI.
-        from . import apply, report
+        from . import report
+        from .apply import apply_uses
 
-        wanted = apply.Strength(strength_model, strength_clip, strength_mode)
-        applied = apply.apply(folder.path_of(adapter), model, clip, wanted, on_mismatch)
-        return io.NodeOutput(applied.model, applied.clip, applied.trigger_words, ui=report.show(applied.text))
+        held = Held.file(folder.path_of(adapter))
+        use = Use(held, short_name(adapter), strength_model, strength_clip, parts, strength_mode)
+        applied = apply_uses([use], model, clip, on_mismatch)
+        return io.NodeOutput(applied.model, applied.clip, applied.trigger_words, (use,), ui=report.show(applied.text))

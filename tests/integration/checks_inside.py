@@ -49,7 +49,8 @@ spec.loader.exec_module(sys.modules["spectral_adapters"])
 
 import sample_adapters  # noqa: E402
 
-from spectral_adapters.nodes.apply import Strength, apply  # noqa: E402
+from spectral_adapters.nodes.adapters import Held, Use  # noqa: E402
+from spectral_adapters.nodes.apply import Applied, apply_uses  # noqa: E402
 from spectral_adapters.nodes.keys import places  # noqa: E402
 from spectral_adapters.nodes.patch import dense_patch, thin_patch  # noqa: E402
 from spectral_adapters.nodes.weights import original_weight  # noqa: E402
@@ -109,7 +110,13 @@ def unet(kind: str = "fp16") -> ModelPatcher:
 
 def adapted(patcher: ModelPatcher, name: str = "additive", strength: float = 1.0, mode: str = "linear") -> ModelPatcher:
     path = str(LIBRARY / "adapters" / f"{name}.safetensors")
-    return apply(path, patcher, None, Strength(strength, strength, mode), "refuse").model
+    use = Use(Held.file(path), name, strength, strength, mode=mode)
+    return apply_uses([use], patcher, None, "refuse").model
+
+
+def applied(path: str, model: ModelPatcher, clip: comfy.sd.CLIP | None) -> Applied:
+    """An adapter file at strength 1."""
+    return apply_uses([Use(Held.file(path), Path(path).stem)], model, clip, "refuse")
 
 
 def loaded(patcher: ModelPatcher, memory: float = 1e12) -> ModelPatcher:
@@ -481,7 +488,7 @@ def check_norms_of_the_text_encoder_are_shifted() -> None:
     path = str(LIBRARY / "small.safetensors")
     model, clip = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=True)[:2]
     file = str(LIBRARY / "adapters" / "norms.safetensors")
-    done = apply(file, model, clip, Strength(1.0, 1.0), "refuse")
+    done = applied(file, model, clip)
     held = comfy.utils.load_torch_file(file)
     norms = {n: k for n, k in sample_adapters.norm_keys().items() if n.startswith("lora_te_")}
     count = len(sample_adapters.norm_keys())
@@ -494,7 +501,7 @@ def check_norms_of_the_text_encoder_are_shifted() -> None:
         weight = original_weight(clip.patcher, there).float()
         shifted = comfy.lora.calculate_weight(done.clip.patcher.patches[there], weight.clone(), there)
         expect(bool((shifted - weight - patch[1][0]).abs().max() < 1e-6), f"{there}: the shift is not what is added")
-    left = apply(file, model, None, Strength(1.0, 1.0), "refuse").model
+    left = applied(file, model, None).model
     expect(not any("clip" in key for key in left.patches), "without a CLIP its norms must be left alone")
 
 

@@ -256,9 +256,9 @@ def test_files_of_all_model_folders_are_listed_and_other_kinds_are_not(comfy: Co
 def test_the_node_describes_itself(comfy: Comfy) -> None:
     info = comfy.get(f"/object_info/{NODE}")[NODE]
     assert info["display_name"] == "Spectral Adapter Loader"
-    assert info["output_name"] == ["model", "clip", "trigger words"]
+    assert info["output_name"] == ["model", "clip", "trigger words", "adapter"]
     inputs = info["input"]["required"] | info["input"]["optional"]
-    assert list(info["input"]["optional"]) == ["clip"]
+    assert list(info["input"]["optional"]) == ["clip", "parts"]
     assert [name for name, spec in inputs.items() if not spec[1].get("tooltip")] == []
     assert inputs["strength_mode"][1]["advanced"]
     assert inputs["on_mismatch"][1]["advanced"]
