@@ -98,22 +98,28 @@ class Adapter:
         return self.method.factors(basis, on_device(basis, found), strength, mode)
 
     def change(
-        self, layer: str, match: LayerMatch, strength: float = 1.0, mode: Mode = "linear"
+        self,
+        layer: str,
+        match: LayerMatch,
+        strength: float = 1.0,
+        mode: Mode = "linear",
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | Tensor:
         """The change of one layer in the basis that a check has found for it (`check_layers`, on_match).
 
         up (m, R), down (R, n), or dense (m, n) where the change has full rank, (c,) for a norm; fp32, on the basis'
-        device.
+        device. columns (r,): a factor for each of the layer's columns (`Method.factors`); a norm has none.
         """
         if (gain := self.gains.get(layer)) is not None:
             return gain.change(strength)
-        if match.thin is not None and mode == "linear":
+        if match.thin is not None and mode == "linear" and columns is None:
             return match.thin[0] * strength, match.thin[1]
         if match.basis is None:
             raise ValueError(f"the match of layer {layer!r} is a verdict only; use it while on_match sees it")
         params = on_device(match.basis, self._layer(layer))
-        pair = self.method.factors(match.basis, params, strength, mode)
-        return self.method.delta(match.basis, params, strength, mode) if pair is None else pair
+        columns = None if columns is None else columns.to(match.basis.s)
+        pair = self.method.factors(match.basis, params, strength, mode, columns)
+        return self.method.delta(match.basis, params, strength, mode, columns) if pair is None else pair
 
     @property
     def parameter_count(self) -> int:

@@ -15,7 +15,7 @@ from .adapter import Adapter, MatchReport, OnMismatch, check_layers
 from .basis import Basis, Progress, WeightSource
 from .cache import BasisCache
 from .change import Change
-from .errors import UnknownLayerError
+from .errors import SettingError, UnknownLayerError
 from .matching import AdapterLayer, check_fits, check_shape, find_basis, on_device
 from .names import Family, guess_family
 
@@ -42,6 +42,18 @@ class Source(ABC):
         weight: the base's, untouched; needed where `needs_weight` says so. Raises UnknownLayerError, WrongBaseError (no
         weight where one is needed, or another shape).
         """
+
+    def of_columns(
+        self, layer: str, factors: Tensor, weight: Tensor | None = None, cache: BasisCache | None = None
+    ) -> Change:
+        """`change` with a factor for the piece of each of `columns(layer)`: factors (r,).
+
+        Raises SettingError where the change is not made of columns, and what `change` raises.
+        """
+        raise SettingError(
+            f"{self.name} ({self.kind}) is not made of columns, so none can be weighted; leave the columns out of the "
+            "parts, or extract an adapter from it first"
+        )
 
     def gain(self, norm: str) -> Tensor:
         """The shift (c,) of a norm's gain, fp32 on the CPU. Raises UnknownLayerError."""
@@ -91,14 +103,23 @@ class AdapterSource(Source):
         self.metadata = adapter.metadata
 
     def change(self, layer: str, weight: Tensor | None = None, cache: BasisCache | None = None) -> Change:
+        return self._change(layer, None, weight, cache)
+
+    def of_columns(
+        self, layer: str, factors: Tensor, weight: Tensor | None = None, cache: BasisCache | None = None
+    ) -> Change:
+        return self._change(layer, factors, weight, cache)
+
+    def _change(self, layer: str, factors: Tensor | None, weight: Tensor | None, cache: BasisCache | None) -> Change:
         found = self._layer(layer)
         if weight is not None:
             check_shape(found, weight)
         basis = find_basis(found, self.adapter.method, weight, cache)
         basis = basis if weight is None else basis.to(weight.device)
         params, method = on_device(basis, found), self.adapter.method
-        pair = method.factors(basis, params)
-        return method.delta(basis, params) if pair is None else pair
+        factors = None if factors is None else factors.to(basis.s)
+        pair = method.factors(basis, params, columns=factors)
+        return method.delta(basis, params, columns=factors) if pair is None else pair
 
     def gain(self, norm: str) -> Tensor:
         if norm not in self.adapter.gains:

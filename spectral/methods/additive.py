@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from .base import Method, Movement, ParamGroup, Params, matrix_shape
+from ..change import Change
+from ..fit import nearest_frames
+from .base import Method, Movement, ParamGroup, Params, Pieces, matrix_shape, weighted
 
 
 class Additive(Method):
@@ -48,7 +50,15 @@ class Additive(Method):
         total = ((up.T @ up) * (down.T @ down)).sum()
         return Movement(s * squares.clamp_min(0).sqrt(), float(total.clamp_min(0).sqrt()))
 
-    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor]:
-        a_u, a_v = strength * params["a_u"], strength * params["a_v"]
-        up = torch.cat([a_u * basis.s, (basis.u + a_u) * basis.s], dim=1)
+    def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
+        """(u_i + s a_i) sigma_i (v_i + s b_i)^T."""
+        return Pieces(basis.u + strength * params["a_u"], basis.s, basis.v + strength * params["a_v"])
+
+    def fit(self, weight_shape: Sequence[int], basis: Basis, change: Change) -> dict[str, Tensor]:
+        """The optimum, in closed form; see `fit.nearest_frames`."""
+        return dict(zip(("a_u", "a_v"), nearest_frames(basis, change)))
+
+    def _factors(self, basis: Basis, params: Params, strength: float, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+        a_u, a_v, s = strength * params["a_u"], strength * params["a_v"], weighted(basis.s, columns)
+        up = torch.cat([a_u * s, (basis.u + a_u) * s], dim=1)
         return up, torch.cat([basis.v, a_v], dim=1).T

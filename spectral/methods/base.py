@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
+from ..change import Change
 from ..columns import Columns, ColumnsLike
 from ..errors import SettingError
 from ..ops import LinearMap, autocast_dtype
@@ -40,6 +41,18 @@ class ParamGroup:
     weight_decay: float = 0.0
     lr_scale: float = 1.0
     exact: bool = False
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The rank-one pieces that a method has made of a layer's r singular triples: x (m, r), c (r,), y (n, r), fp32.
+
+    W' - W = sum_i (x_i c_i y_i^T - sigma_i u_i v_i^T).
+    """
+
+    x: Tensor
+    c: Tensor
+    y: Tensor
 
 
 @dataclass(frozen=True)
@@ -105,21 +118,40 @@ class Method(ABC):
         shapes = self.param_shapes(tuple(weight.shape), len(basis.columns))
         return {name: torch.zeros(shape, device=weight.device) for name, shape in shapes.items()}
 
-    def delta(self, basis: Basis, params: Params, strength: float = 1.0, mode: Mode = "linear") -> Tensor:
-        """The weight change (m, n), fp32."""
+    def delta(
+        self,
+        basis: Basis,
+        params: Params,
+        strength: float = 1.0,
+        mode: Mode = "linear",
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """The weight change (m, n), fp32.
+
+        columns (r,): a factor for the piece of each column (see `pieces`), at any strength; None changes none.
+        Raises SettingError where a method's change is not the sum of its pieces.
+        """
         _check_mode(mode)
         if strength == 0:
             return basis.s.new_zeros(basis.shape)
         if mode == "linear":
-            return self._delta(basis, params, 1.0) * strength
-        return self._delta(basis, params, strength)
+            return self._delta(basis, params, 1.0, columns) * strength
+        return self._delta(basis, params, strength, columns)
 
     def factors(
-        self, basis: Basis, params: Params, strength: float = 1.0, mode: Mode = "linear"
+        self,
+        basis: Basis,
+        params: Params,
+        strength: float = 1.0,
+        mode: Mode = "linear",
+        columns: Tensor | None = None,
     ) -> tuple[Tensor, Tensor] | None:
-        """up (m, R), down (R, n) with up @ down the weight change, or None where the change has full rank."""
+        """up (m, R), down (R, n) with up @ down the weight change, or None where the change has full rank.
+
+        columns: as in `delta`; where most are 0, the change is thin with every method.
+        """
         _check_mode(mode)
-        pair = self._factors(basis, params, 1.0 if mode == "linear" else strength)
+        pair = self._factors(basis, params, 1.0 if mode == "linear" else strength, columns)
         if pair is None:
             return None
         scale = strength if mode == "linear" or strength == 0 else 1.0
@@ -149,23 +181,36 @@ class Method(ABC):
         return None
 
     @abstractmethod
+    def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
+        """What became of each singular triple, with the parameters scaled by `strength`.
+
+        Needs both sides of the basis, or its weight. Raises SettingError where the change is not the sum of pieces.
+        """
+
+    @abstractmethod
     def moved(self, basis: Basis, params: Params) -> Movement:
         """How far the parameters move the weight; reads `basis.s`, and the frames only where both are at hand."""
 
+    @abstractmethod
+    def fit(self, weight_shape: Sequence[int], basis: Basis, change: Change) -> dict[str, Tensor]:
+        """The parameters (fp32) whose change of the weight comes nearest to `change`, in the Frobenius norm."""
+
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         """`apply` outside autocast. Here for changes of low rank: two thin products beside the base."""
-        pair = self._factors(basis, params, 1.0)
+        pair = self._factors(basis, params, 1.0, None)
         if pair is None:
             raise SettingError(f"{self.name} states neither thin factors nor a form on activations")
         return op.thin(x, pair[1], pair[0])
 
-    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor] | None:
-        """Thin factors with the parameters scaled by `strength`."""
+    def _factors(
+        self, basis: Basis, params: Params, strength: float, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Thin factors with the parameters scaled by `strength`, the pieces by `columns`."""
         return None
 
-    def _delta(self, basis: Basis, params: Params, strength: float) -> Tensor:
-        """Dense change with the parameters scaled by `strength`."""
-        pair = self._factors(basis, params, strength)
+    def _delta(self, basis: Basis, params: Params, strength: float, columns: Tensor | None) -> Tensor:
+        """Dense change with the parameters scaled by `strength`, the pieces by `columns`."""
+        pair = self._factors(basis, params, strength, columns)
         if pair is None:
             raise SettingError(f"{self.name} states neither thin factors nor a dense change")
         return pair[0] @ pair[1]
@@ -178,6 +223,24 @@ def matrix_shape(weight_shape: Sequence[int]) -> tuple[int, int]:
     for d in rest:
         n *= d
     return m, n
+
+
+def weighted(values: Tensor, columns: Tensor | None) -> Tensor:
+    """values (r,) times the factors of the columns, where there are any."""
+    return values if columns is None else values * columns.to(values)
+
+
+def few(basis: Basis, columns: Tensor | None) -> Tensor | None:
+    """Which entries (of r) of `columns` differ from 0, where so few do that thin factors cost less than the matrix.
+
+    At least one, so that factors always have a rank.
+    """
+    if columns is None:
+        return None
+    (kept,) = columns.nonzero(as_tuple=True)
+    kept = kept if len(kept) else kept.new_zeros(1)
+    m, n = basis.shape
+    return kept if 2 * len(kept) * (m + n) <= m * n else None
 
 
 def angle(lost: float) -> float:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
+from ..change import Change
+from ..fit import inverse_cayley, nearest_rotations, upper
 from ..linalg import cayley, rotation_power, skew
 from ..ops import LinearMap
-from .base import Method, Movement, ParamGroup, Params, angle
+from .base import Method, Movement, ParamGroup, Params, Pieces, angle, weighted
 
 
 class Rotation(Method):
@@ -48,14 +50,24 @@ class Rotation(Method):
         total = ((r_u * s) @ r_v.T - torch.diag(s)).norm()
         return Movement(s * (2 * lost).clamp_min(0).sqrt(), float(total), turn=angle(float(lost.mean())))
 
+    def fit(self, weight_shape: Sequence[int], basis: Basis, change: Change) -> dict[str, Tensor]:
+        """The optimum, in closed form; see `fit.nearest_rotations`."""
+        turns = nearest_rotations(basis, change)
+        return {name: upper(inverse_cayley(r)).to(basis.s) for name, r in zip(("q_u", "q_v"), turns)}
+
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         r_u, r_v = cayley(skew(torch.stack([params["q_u"], params["q_v"]]), len(basis.s)))
         core = (r_u * basis.s) @ r_v.T - torch.diag(basis.s)
         return op.thin(x, basis.v.T, basis.u, core)
 
-    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor]:
+    def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
+        """(U R_U)_i sigma_i (V R_V)_i^T."""
+        r_u, r_v = (_rotation(params[name], len(basis.s), strength).to(basis.s) for name in ("q_u", "q_v"))
+        return Pieces(basis.u @ r_u, basis.s, basis.v @ r_v)
+
+    def _factors(self, basis: Basis, params: Params, strength: float, columns: Tensor | None) -> tuple[Tensor, Tensor]:
         r_u, r_v = (_rotation(params[name], len(basis.s), strength) for name in ("q_u", "q_v"))
-        s = basis.s.cpu().double()
+        s = weighted(basis.s.cpu().double(), columns)
         # The bracket is a difference of nearly equal matrices: in fp64, before anything thin is multiplied.
         core = ((r_u * s) @ r_v.T - torch.diag(s)).to(basis.s)
         return basis.u, core @ basis.v.T

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
+from ..change import Change
 from ..columns import ColumnsLike
 from ..errors import SettingError, SpectralError
+from ..fit import inverse_cayley, nearest_turns, rotation_log, upper
 from ..linalg import cayley, kron_factors, kron_rotate, orthogonal_power, rotation_power, skew
 from ..ops import LinearMap
-from .base import Method, Movement, ParamGroup, Params, Setting, angle
-from .svdiff import apply_shift, rebuilds, shift, shift_delta, shifted_weight
+from .base import Method, Movement, ParamGroup, Params, Pieces, Setting, angle, few, weighted
+from .svdiff import apply_shift, chosen, rebuilds, shift, shift_delta, shifted_weight
 
 Parameterisation = Literal["stiefel", "cayley", "exp"]
 _FACTORS = ("k1", "k2", "k3")
@@ -92,6 +94,14 @@ class Soda(Method):
         columns = (g.square() + 2 * s * (s + g) * lost).clamp_min(0).sqrt()
         return Movement(columns, float(columns.norm()), exact=lost == 0, turn=angle(lost))
 
+    def fit(self, weight_shape: Sequence[int], basis: Basis, change: Change) -> dict[str, Tensor]:
+        """A local optimum that is at least as near as the best shift alone; see `fit.nearest_turns`."""
+        delta, turns = nearest_turns(basis, change, kron_factors(weight_shape[1]))
+        if self.rotation != "stiefel":
+            flatten = inverse_cayley if self.rotation == "cayley" else rotation_log
+            turns = [upper(flatten(k)) for k in turns]
+        return {"delta": delta, **{name: k.to(delta) for name, k in zip(_FACTORS, turns)}}
+
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         turns, g = self._rotations(params), shift(basis, params["delta"])
         # The rotation costs as much on a row of the weight as on a position.
@@ -126,13 +136,45 @@ class Soda(Method):
             return [torch.matrix_exp(strength * q) for q in skews]
         return [cayley(q) if strength == 1 else rotation_power(q, strength) for q in skews]
 
-    def _delta(self, basis: Basis, params: Params, strength: float) -> Tensor:
-        weight = _weight(basis)
-        shifted = weight + shift_delta(basis, shift(basis, strength * params["delta"]))
-        turns = [k.T.to(shifted) for k in self._powers(params, strength)]
+    def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
+        """u_i (sigma_i + g_i) (K v_i)^T, which are the whole change only where all columns are there."""
+        self._check_whole(basis)
+        turned = self._turned(basis.v.T, params, strength).T
+        return Pieces(basis.u, basis.s + shift(basis, strength * params["delta"]), turned)
+
+    def _factors(
+        self, basis: Basis, params: Params, strength: float, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        kept = few(basis, columns)
+        if columns is None or kept is None:
+            return None
+        self._check_whole(basis)
+        g, w, part = shift(basis, strength * params["delta"])[kept], columns.to(basis.s)[kept], chosen(basis, kept)
+        turned, v = self._turned(part.v.T, params, strength), part.v.T
+        # (sigma + g) K v - sigma v as a sum without the cancellation.
+        return part.u * w, part.s[:, None] * (turned - v) + g[:, None] * turned
+
+    def _delta(self, basis: Basis, params: Params, strength: float, columns: Tensor | None) -> Tensor:
+        weight, g = _weight(basis), shift(basis, strength * params["delta"])
+        if columns is not None:
+            self._check_whole(basis)
+            weight, g = weight + shift_delta(basis, (columns.to(g) - 1) * basis.s), weighted(g, columns)
+        return self._turned(weight + shift_delta(basis, g), params, strength) - weight
+
+    def _turned(self, rows: Tensor, params: Params, strength: float) -> Tensor:
+        """rows (m, n) times K^T."""
+        turns = [k.T.to(rows) for k in self._powers(params, strength)]
         channels = turns[0].shape[0] * turns[1].shape[0] * turns[2].shape[0]
-        rows = shifted.reshape(basis.shape[0], channels, -1).mT
-        return kron_rotate(rows, *turns).mT.reshape(basis.shape) - weight
+        split = rows.reshape(rows.shape[0], channels, -1).mT
+        return kron_rotate(split, *turns).mT.reshape(rows.shape)
+
+    def _check_whole(self, basis: Basis) -> None:
+        """Raises SettingError unless all columns are there: the rotation moves the others too."""
+        if not basis.full:
+            raise SettingError(
+                f"soda: this adapter has {len(basis.columns)} of {basis.k} columns but rotates all of the weight, so "
+                "its change cannot be told apart by columns; leave the columns out of the parts"
+            )
 
 
 def _side(q: Tensor) -> int:

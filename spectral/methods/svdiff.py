@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
+from ..change import Change
 from ..columns import ColumnsLike
 from ..errors import SettingError
+from ..fit import nearest_shift
 from ..ops import LinearMap
-from .base import GAIN, Method, Movement, ParamGroup, Params, Setting
+from .base import GAIN, Method, Movement, ParamGroup, Params, Pieces, Setting, few, weighted
 
 
 class SVDiff(Method):
@@ -51,24 +53,42 @@ class SVDiff(Method):
         g = shift(basis, params["delta"]).double().abs()
         return Movement(g, float(g.norm()))
 
+    def fit(self, weight_shape: Sequence[int], basis: Basis, change: Change) -> dict[str, Tensor]:
+        """The optimum, in closed form; see `fit.nearest_shift`."""
+        return {"delta": nearest_shift(basis, change)}
+
     def _apply(self, op: LinearMap, basis: Basis, params: Params, x: Tensor) -> Tensor:
         if not basis.full:
             return super()._apply(op, basis, params, x)
         return apply_shift(op, basis, shift(basis, params["delta"]), x)
 
-    def _factors(self, basis: Basis, params: Params, strength: float) -> tuple[Tensor, Tensor] | None:
-        if basis.full:
-            return None
-        return basis.u * shift(basis, strength * params["delta"]), basis.v.T
+    def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
+        """u_i (sigma_i + g_i) v_i^T."""
+        return Pieces(basis.u, basis.s + shift(basis, strength * params["delta"]), basis.v)
 
-    def _delta(self, basis: Basis, params: Params, strength: float) -> Tensor:
-        return shift_delta(basis, shift(basis, strength * params["delta"]))
+    def _factors(
+        self, basis: Basis, params: Params, strength: float, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        g = weighted(shift(basis, strength * params["delta"]), columns)
+        kept = few(basis, columns)
+        if kept is not None:
+            part = chosen(basis, kept)
+            return part.u * g[kept], part.v.T
+        return None if basis.full else (basis.u * g, basis.v.T)
+
+    def _delta(self, basis: Basis, params: Params, strength: float, columns: Tensor | None) -> Tensor:
+        return shift_delta(basis, weighted(shift(basis, strength * params["delta"]), columns))
 
 
 def shift(basis: Basis, delta: Tensor) -> Tensor:
     """g (r,) = relu(sigma + delta) - sigma on live directions, 0 elsewhere."""
     g = torch.relu(basis.s + delta) - basis.s
     return torch.where(basis.live, g, torch.zeros_like(g))
+
+
+def chosen(basis: Basis, kept: Tensor) -> Basis:
+    """The basis of some of its own columns, given as positions among them."""
+    return basis.select([basis.columns[i] for i in kept.tolist()])
 
 
 def gains(basis: Basis, g: Tensor) -> Tensor:
