@@ -6,14 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import comfy.lora
-import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..spectral.adapter import Adapter, MatchReport, OnMismatch, check_layers, percent
+from ..spectral.adapter import MatchReport, OnMismatch, check_layers, percent
 from ..spectral.basis import Progress, WeightSource, fetch
 from ..spectral.cache import BasisCache
-from ..spectral.errors import Cancelled, SettingError, WrongBaseError
+from ..spectral.change import Change
+from ..spectral.errors import SettingError, WrongBaseError
 from ..spectral.matching import LayerMatch
 from ..spectral.names import CROSS_WIDTH
 from ..spectral.source import AdapterSource, Source
@@ -22,6 +22,7 @@ from .keys import places
 from .patch import Patch, dense_patch, gain_patch, thin_patch
 from .prepared import Placed, Prepared
 from .weights import original_weight
+from .work import cancelled, interruptible
 
 _SPOT_CHECKS = 8  # of a portable file's layers; all 128 of SD1.5's attention would take as long as patching them
 _FAMILY = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
@@ -47,6 +48,11 @@ class Connected:
         """The untouched weights of those layers that are there, to be fetched one by one."""
         found = {name: self.targets[name] for name in names if name in self.targets}
         return {name: lambda t=target: original_weight(t.patcher, t.key) for name, target in found.items()}
+
+    def placed(self, name: str, change: Change, is_gain: bool) -> Placed:
+        """The patch of a layer's change, where ComfyUI wants it."""
+        target = self.targets[name]
+        return Placed(target.on_clip, target.key, _patch(target.key, change, is_gain))
 
 
 def connected(model: ModelPatcher, clip: CLIP | None) -> Connected:
@@ -75,22 +81,24 @@ def prepare(
     """
     if on_mismatch == "refuse":
         _refuse_another_model(source, wanted, onto)
-    try:
+    with interruptible():
         if isinstance(source, AdapterSource):
-            return _of_adapter(source.adapter, use, wanted, onto, on_mismatch, progress)
+            return _of_adapter(source, use, wanted, onto, on_mismatch, progress)
         return _of_source(source, use, wanted, onto, on_mismatch, progress)
-    except Cancelled:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        raise
 
 
 def _of_adapter(
-    adapter: Adapter, use: Use, wanted: Collection[str], onto: Connected, on_mismatch: OnMismatch, progress: Progress
+    source: AdapterSource,
+    use: Use,
+    wanted: Collection[str],
+    onto: Connected,
+    on_mismatch: OnMismatch,
+    progress: Progress,
 ) -> Prepared:
     """One of this package's methods: each layer is used while the check has its basis at hand."""
+    adapter, family = source.adapter, source.family
     layers = {name: layer for name, layer in adapter.layers.items() if name in wanted}
     gains = {name: gain for name, gain in adapter.gains.items() if name in wanted}
-    family = AdapterSource(adapter, use.name).family
     placed: dict[str, Placed] = {}
 
     def apply(name: str, match: LayerMatch) -> None:
@@ -99,8 +107,8 @@ def _of_adapter(
             columns = use.parts.of_columns(layers[name].indices, min(layers[name].matrix))
         if use.mode == "spectral":
             amount = use.strength(name) * (1.0 if use.parts is None else use.parts.of(name, family))
-        change = adapter.change(name, match, amount, use.mode, *(() if columns is None else (columns,)))
-        placed[name] = _placed(onto.targets[name], change, name in gains)
+        change = adapter.change(name, match, amount, use.mode, columns)
+        placed[name] = onto.placed(name, change, name in gains)
 
     part = replace(adapter, layers=layers, gains=gains)
     report = check_layers(
@@ -109,7 +117,7 @@ def _of_adapter(
         on_mismatch=on_mismatch,
         cache=BasisCache(),
         progress=progress,
-        cancelled=comfy.model_management.processing_interrupted,
+        cancelled=cancelled,
         model_name=onto.name,
         on_match=apply,
         spot_checks=_SPOT_CHECKS,
@@ -133,21 +141,20 @@ def _of_source(
     layers = [name for name in source.shapes if name in wanted]
     gains = [name for name in source.gains if name in wanted]
     weights, cache = onto.weights((*layers, *gains)), BasisCache()
-    stop = comfy.model_management.processing_interrupted
     report = source.check(
         {name: weights[name] for name in layers if name in weights},
         on_mismatch=on_mismatch,
         cache=cache,
-        cancelled=stop,
+        cancelled=cancelled,
         model_name=onto.name,
     )
     placed: dict[str, Placed] = {}
     for done, (name, weight) in enumerate(weights.items(), 1):
         if name in source.gains:
-            placed[name] = _placed(onto.targets[name], source.gain(name), True)
+            placed[name] = onto.placed(name, source.gain(name), True)
         else:
             try:
-                placed[name] = _placed(onto.targets[name], source.change(name, fetch(weight), cache), False)
+                placed[name] = onto.placed(name, source.change(name, fetch(weight), cache), False)
             except WrongBaseError:
                 if on_mismatch == "refuse":
                     raise
@@ -155,11 +162,7 @@ def _of_source(
     return Prepared(placed, _fit(placed, layers, gains, report), f"{source.kind}, no decomposition")
 
 
-def _placed(target: Target, change: object, is_gain: bool) -> Placed:
-    return Placed(target.on_clip, target.key, _patch(target.key, change, is_gain))
-
-
-def _patch(key: str, change: object, is_gain: bool) -> Patch:
+def _patch(key: str, change: Change, is_gain: bool) -> Patch:
     if is_gain:
         return gain_patch(change)
     return thin_patch(key, *change) if isinstance(change, tuple) else dense_patch(key, change)
