@@ -6,25 +6,28 @@ the share of its energy that they hold: 1 - ||D - D'||^2 / ||D||^2, with D' the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .adapter import Adapter, AdapterLayer, percent
-from .basis import Basis, Progress, WeightSource, decompose_all, fetch
+from .basis import Basis, Progress, WeightSource, fetch
 from .cache import BasisCache
 from .change import Change, distance, norm
-from .errors import Cancelled, UnknownLayerError, WrongBaseError
+from .errors import UnknownLayerError, WrongBaseError
 from .evidence import make_evidence
 from .gains import Gain, gain_fingerprint
 from .matching import change_of, check_fits, on_device
 from .methods import Method
 from .source import Source
+from .stream import with_bases
 
-# Written anew by `save` and by no one else, but for these two, which `save` takes over from the adapter.
-_BASE = {"base_name": "spectral.base_name", "base_hash": "spectral.base_hash"}
+# Of one file, its format or its base: true of what is read, not of what is made of it.
+_OF_THE_FILE = {
+    f"modelspec.{key}" for key in ("hash_sha256", "date", "architecture", "implementation", "sai_model_spec")
+}
 _WORDS = "spectral.trigger_words"
 
 
@@ -32,7 +35,8 @@ _WORDS = "spectral.trigger_words"
 class Extracted:
     """An adapter made from another change.
 
-    explained: {layer: share of ||D||^2 that it holds}; 1 is all of it, and 0 what no change at all would hold. total: the share in all. missing: layers of the source that the base does not have.
+    explained: {layer: share of ||D||^2 that it holds}; 1 is all of it, and 0 what no change at all would hold. total:
+    the share in all. missing: layers of the source that the base does not have.
     unchanged: layers whose change is zero, left out. left_out: norms whose shift the method does not hold.
     """
 
@@ -94,19 +98,23 @@ def extract(
         source.check(weights, cache=cache, cancelled=cancelled)
     layers: dict[str, AdapterLayer] = {}
     energy: dict[str, tuple[float, float]] = {}
-    for name, weight, basis in _decomposed(shared, weights, method, cache, cancelled):
+    for i, (name, weight, basis) in enumerate(
+        with_bases(shared, weights, method.columns, cache=cache, cancelled=cancelled), 1
+    ):
         wanted = _plain(source.change(name, weight, cache))
         if (size := norm(wanted) ** 2) > 0:
+            basis = basis.half_rounded() if method.portable else basis
             layers[name], missed = _nearest(name, tuple(weight.shape), method, basis, wanted)
             energy[name] = (missed, size)
         if progress is not None:
-            progress(shared.index(name) + 1, len(shared), name)
+            progress(i, len(shared), name)
     if not layers:
         raise WrongBaseError(f"{source.name} changes none of the {len(shared)} layers it shares with this base")
     norms = [name for name in source.gains if name in weights] if method.shifts_gains else []
     gains = {name: Gain(name, source.gain(name), gain_fingerprint(fetch(weights[name]))) for name in norms}
-    given = {"base_name": base_name, "base_hash": base_hash}
-    adapter = Adapter(method, layers, _metadata(source, given), gains=gains)
+    base = {"spectral.base_name": base_name, "spectral.base_hash": base_hash}
+    metadata = told_of(source) | {key: value for key, value in base.items() if value}
+    adapter = Adapter(method, layers, metadata, gains=gains)
     return Extracted(
         adapter,
         {name: 1 - missed / size for name, (missed, size) in energy.items()},
@@ -183,27 +191,6 @@ def difference(
     return Difference(tuned, base, found, name, metadata)
 
 
-def _decomposed(
-    names: Sequence[str],
-    weights: Mapping[str, WeightSource],
-    method: Method,
-    cache: BasisCache | None,
-    cancelled: Callable[[], bool] | None,
-) -> Iterator[tuple[str, Tensor, Basis]]:
-    """Layer by layer the weight and its basis as the method trains in it; as many at once as there are threads."""
-    at_once = max(1, torch.get_num_threads())
-    for i in range(0, len(names), at_once):
-        if cancelled is not None and cancelled():
-            raise Cancelled("the extraction was cancelled; nothing was written")
-        fetched = {name: fetch(weights[name]).detach() for name in names[i : i + at_once]}
-        # Apple's GPUs have no fp64, which the optimum is found in.
-        fetched = {name: w.cpu() if w.device.type == "mps" else w for name, w in fetched.items()}
-        bases = decompose_all(fetched, method.columns, cache=cache, cancelled=cancelled)
-        for name, weight in fetched.items():
-            basis = bases.pop(name)
-            yield name, weight, basis.half_rounded() if method.portable else basis
-
-
 def _nearest(
     name: str, shape: tuple[int, ...], method: Method, basis: Basis, wanted: Change
 ) -> tuple[AdapterLayer, float]:
@@ -235,12 +222,10 @@ def _plain(change: Change) -> Change:
     return change.detach().float() if isinstance(change, Tensor) else (change[0].detach(), change[1].detach())
 
 
-def _metadata(source: Source, base: Mapping[str, str]) -> dict[str, str]:
-    """What the source says of itself to people, its trigger words, and the base that the adapter is made on."""
+def told_of(source: Source) -> dict[str, str]:
+    """What the source's metadata says to people, and its trigger words; nothing of its base or of its file."""
     kept = {key: text for key, text in source.metadata.items() if key.startswith("modelspec.") or key == _WORDS}
-    for key in ("modelspec.hash_sha256", "modelspec.date", "modelspec.architecture", "modelspec.implementation"):
-        kept.pop(key, None)
-    return kept | {_BASE[key]: value for key, value in base.items() if value}
+    return {key: text for key, text in kept.items() if key not in _OF_THE_FILE}
 
 
 def _nothing_shared(source: Source, weights: Mapping[str, WeightSource]) -> str:
