@@ -11,6 +11,7 @@ from comfy_api.latest import ComfyExtension, io
 from ..spectral.errors import SpectralError
 from . import folder
 from .loader import SpectralAdapterLoader
+from .stack import SpectralAdapterStack
 
 _PACK = Path(__file__).resolve().parent.parent
 # Here and not in `ComfyExtension.on_load`, which older ComfyUI never calls.
@@ -21,7 +22,7 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader, *_training()]
+        return [SpectralAdapterLoader, SpectralAdapterStack, *_training()]
 
 
 def _training() -> list[type[io.ComfyNode]]:

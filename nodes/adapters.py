@@ -106,10 +106,9 @@ class _Files:
 
 def _read(path: str) -> Source:
     # Imported at first use: the engine would slow down every start of ComfyUI.
-    from ..spectral.file import load
-    from ..spectral.source import AdapterSource
+    from ..spectral.open import open_source
 
-    return AdapterSource(load(path), os.path.splitext(os.path.basename(path))[0])
+    return open_source(path)
 
 
 _files = _Files(_read)

@@ -41,6 +41,23 @@ class _Row:
     wanted: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Patches:
+    """The patches of one adapter, on the model and on the text encoder: {strength: {key: patch}}, none at 0."""
+
+    model: dict[float, dict[str, Patch]]
+    clip: dict[float, dict[str, Patch]]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The patches of several adapters in their order, their trigger words, and the text on what was found."""
+
+    patches: list[Patches]
+    trigger_words: str
+    text: str
+
+
 def apply_uses(
     uses: Sequence[Use],
     model: ModelPatcher,
@@ -50,19 +67,33 @@ def apply_uses(
 ) -> Applied:
     """Clones of model and clip with the adapters' patches, in order; the inputs themselves where there is nothing.
 
+    labels and what is raised: as for `ready_patches`.
+    """
+    ready = ready_patches(uses, model, clip, on_mismatch, labels)
+    for patches in ready.patches:
+        model, clip = _with(model, patches.model), _with(clip, patches.clip)
+    return Applied(model, clip, ready.trigger_words, ready.text)
+
+
+def ready_patches(
+    uses: Sequence[Use],
+    model: ModelPatcher,
+    clip: CLIP | None,
+    on_mismatch: OnMismatch,
+    labels: Sequence[str] = (),
+) -> Ready:
+    """The adapters' patches for these models, which stay as they are.
+
     labels: one for each, which its line of the text and its errors begin with; "" for none.
     Raises AdapterFileError (unreadable file), WrongBaseError (a file for another model), SettingError (parts or a mode
     that a file does not have), and ComfyUI's interrupt; the message says which of the adapters it was.
     """
     rows = [_read(use, clip, label) for use, label in zip(uses, labels or [""] * len(uses))]
     ready = _ready(rows, model, clip, on_mismatch)
-    texts = []
-    for row, (found, effort) in zip(rows, ready):
-        if found is not None:
-            model, clip = _patched(row, found, model, clip)
-        texts.append(_text(row, found, effort, clip))
+    texts = [_text(row, found, effort, clip) for row, (found, effort) in zip(rows, ready)]
     words = dict.fromkeys(word for row in rows for word in trigger_words(row.source))
-    return Applied(model, clip, ", ".join(words), "\n".join(texts))
+    patches = [_patches(row, found) for row, (found, _) in zip(rows, ready) if found is not None]
+    return Ready(patches, ", ".join(words), "\n".join(texts))
 
 
 def trigger_words(source: Source) -> list[str]:
@@ -119,14 +150,14 @@ def _ready(
     return ready
 
 
-def _patched(row: _Row, ready: Prepared, model: ModelPatcher, clip: CLIP | None) -> tuple[ModelPatcher, CLIP | None]:
-    """Clones with the patches of one row, each at its strength."""
-    by_strength: dict[bool, dict[float, dict[str, Patch]]] = {False: {}, True: {}}
+def _patches(row: _Row, ready: Prepared) -> Patches:
+    """The patches of one row, each at its strength."""
+    made = Patches({}, {})
     for layer, placed in ready.layers.items():
         strength = _strength(row, layer)
         if strength != 0:
-            by_strength[placed.on_clip].setdefault(strength, {})[placed.key] = placed.patch
-    return _with(model, by_strength[False]), _with(clip, by_strength[True])
+            (made.clip if placed.on_clip else made.model).setdefault(strength, {})[placed.key] = placed.patch
+    return made
 
 
 def _strength(row: _Row, layer: str) -> float:

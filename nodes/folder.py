@@ -1,4 +1,4 @@
-"""The model folder that adapters are picked from."""
+"""The model folders that adapters are picked from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..trainer.places import LORA_SUFFIX
 
 FOLDER = "spectral_adapters"
 EXTENSIONS = {".safetensors"}
+LORAS = "loras"  # ComfyUI's folder; its files are named loras/NAME beside the adapters
 
 
 def register() -> None:
@@ -28,9 +29,23 @@ def names() -> list[str]:
     return [name for name in folder_paths.get_filename_list(FOLDER) if not name.endswith(LORA_SUFFIX)]
 
 
+def lora_names() -> list[str]:
+    """The LoRA files of ComfyUI's own folders, as loras/NAME."""
+    found = folder_paths.get_filename_list(LORAS)
+    return [f"{LORAS}/{name}" for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]
+
+
 def path_of(name: str) -> str:
-    """The file behind a name of the combo. Raises FileNotFoundError with what to do."""
+    """The file behind a name of `names` or `lora_names`. Raises FileNotFoundError with what to do."""
     path = folder_paths.get_full_path(FOLDER, name)
+    if path is None and name.startswith(f"{LORAS}/"):
+        path = folder_paths.get_full_path(LORAS, name.removeprefix(f"{LORAS}/"))
+        if path is None:
+            folders = " or ".join(folder_paths.get_folder_paths(LORAS))
+            raise FileNotFoundError(
+                f"The LoRA {name!r} was not found; expected it in {folders}. "
+                "Put the file there, press R to refresh the list, and choose it again."
+            )
     if path is None:
         folders = " or ".join(folder_paths.get_folder_paths(FOLDER))
         raise FileNotFoundError(
