@@ -7,6 +7,7 @@ Every refusal names the file, what was found, what was expected and what to do.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -95,10 +96,11 @@ def open_file(path: Path) -> BinaryIO:
         raise refusal(path, "opening it", e, "a readable file", "Check the name and your permissions") from e
 
 
-def read_header(f: BinaryIO, path: Path, sniff: Callable[[bytes], str | None]) -> Header:
+def read_header(f: BinaryIO, path: Path, sniff: Callable[[bytes], str | None], *, strict: bool = True) -> Header:
     """Read and parse the header of an open file; no tensor is touched.
 
-    `sniff` names a file of another kind by its first bytes. Raises AdapterFileError.
+    `sniff` names a file of another kind by its first bytes. strict: refuse metadata beyond the limits; else it is left
+    out, as with files of other tools, whose tag counts may be long. Raises AdapterFileError.
     """
     size = os.fstat(f.fileno()).st_size
     head = f.read(64)
@@ -119,7 +121,7 @@ def read_header(f: BinaryIO, path: Path, sniff: Callable[[bytes], str | None]) -
     f.seek(0)
     raw = f.read(8 + length)
     table = _parse_json(raw[8:], path)
-    return Header(raw, _metadata(table.pop("__metadata__", {}), path), table, size - 8 - length)
+    return Header(raw, _metadata(table.pop("__metadata__", {}), path, strict), table, size - 8 - length)
 
 
 def _parse_json(raw: bytes, path: Path) -> dict[str, object]:
@@ -157,9 +159,12 @@ def parse_object(text: str, what: str, path: Path) -> dict[str, object]:
     return value
 
 
-def _metadata(table: object, path: Path) -> dict[str, str]:
+def _metadata(table: object, path: Path, strict: bool) -> dict[str, str]:
     if not isinstance(table, dict):
         raise refusal(path, "__metadata__", type(table).__name__, "an object of strings", AGAIN)
+    if not strict:
+        kept = ((key, value) for key, value in table.items() if _wrong_with(key, value) is None)
+        return dict(itertools.islice(kept, MAX_METADATA))
     check_metadata(table, path)
     return table
 
@@ -169,15 +174,22 @@ def check_metadata(table: Mapping[str, object], path: Path) -> None:
     if len(table) > MAX_METADATA:
         raise refusal(path, "__metadata__", f"{len(table)} keys", f"at most {MAX_METADATA}", "Remove some of them")
     for key, value in table.items():
-        if not isinstance(key, str) or len(key) > MAX_KEY or not printable(key):
-            raise refusal(path, "a metadata key", shown(key), f"up to {MAX_KEY} printable characters", "Rename it")
-        if not isinstance(value, str):
-            raise refusal(path, f"metadata {key!r}", type(value).__name__, "a string", "Write it as text")
-        limit = LONG_VALUES.get(key, MAX_VALUE)
-        if len(value) > limit:
-            raise refusal(path, f"metadata {key!r}", f"{len(value)} characters", f"at most {limit}", "Shorten it")
-        if not printable(value):
-            raise refusal(path, f"metadata {key!r}", "control characters", "plain text", "Remove them")
+        if (wrong := _wrong_with(key, value)) is not None:
+            raise refusal(path, *wrong)
+
+
+def _wrong_with(key: object, value: object) -> tuple[str, str, str, str] | None:
+    """What, found, expected and advice where a metadata entry breaks the rules."""
+    if not isinstance(key, str) or len(key) > MAX_KEY or not printable(key):
+        return "a metadata key", shown(key), f"up to {MAX_KEY} printable characters", "Rename it"
+    if not isinstance(value, str):
+        return f"metadata {key!r}", type(value).__name__, "a string", "Write it as text"
+    limit = LONG_VALUES.get(key, MAX_VALUE)
+    if len(value) > limit:
+        return f"metadata {key!r}", f"{len(value)} characters", f"at most {limit}", "Shorten it"
+    if not printable(value):
+        return f"metadata {key!r}", "control characters", "plain text", "Remove them"
+    return None
 
 
 def printable(text: str) -> bool:
@@ -186,14 +198,14 @@ def printable(text: str) -> bool:
     return _UNPRINTABLE.search(text) is None
 
 
-def layout(header: Header, path: Path) -> dict[str, Entry]:
+def layout(header: Header, path: Path, sizes: Mapping[str, int] = _SIZE) -> dict[str, Entry]:
     """Check every tensor's entry: dtype known, shape x dtype = bytes, offsets contiguous to the file's end.
 
-    Raises AdapterFileError.
+    sizes: the dtypes that may occur, and their bytes; those of format 1 unless given. Raises AdapterFileError.
     """
     if len(header.entries) > MAX_TENSORS:
         raise refusal(path, "its tensors", len(header.entries), f"at most {MAX_TENSORS}", "It is no adapter")
-    entries = {key: _entry(key, value, path) for key, value in header.entries.items()}
+    entries = {key: _entry(key, value, path, sizes) for key, value in header.entries.items()}
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
@@ -206,20 +218,20 @@ def layout(header: Header, path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _entry(key: str, value: object, path: Path) -> Entry:
+def _entry(key: str, value: object, path: Path, sizes: Mapping[str, int]) -> Entry:
     what = f"tensor {shown(key)}"
     if len(key) > MAX_KEY or not printable(key):
         raise refusal(path, "a tensor's name", shown(key), f"up to {MAX_KEY} printable characters", AGAIN)
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise refusal(path, what, shown(value), "dtype, shape and data_offsets", AGAIN)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise refusal(path, f"{what} dtype", shown(dtype), " or ".join(DTYPES), "Save the adapter again")
+    if not isinstance(dtype, str) or dtype not in sizes:
+        raise refusal(path, f"{what} dtype", shown(dtype), " or ".join(sizes), "Save the adapter again")
     if not _naturals(shape, MAX_LENGTH) or len(shape) > MAX_DIMENSIONS:
         raise refusal(path, f"{what} shape", shown(shape), f"at most {MAX_DIMENSIONS} whole numbers", AGAIN)
     if not _naturals(offsets, MAX_FILE) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refusal(path, f"{what} data_offsets", shown(offsets), "two ascending byte positions", AGAIN)
-    size = math.prod(shape) * _SIZE[dtype]
+    size = math.prod(shape) * sizes[dtype]
     if offsets[1] - offsets[0] != size:
         raise refusal(path, what, f"{offsets[1] - offsets[0]} bytes", f"{size} for {dtype} {tuple(shape)}", AGAIN)
     return Entry(dtype, tuple(shape), *offsets)

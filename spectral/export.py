@@ -9,26 +9,27 @@ from .adapter import Adapter
 from .container import data_block, header_bytes, refusal, refuse_existing, write
 from .convert import Export
 from .hostmeta import kohya_hashes
+from .source import Source, as_source
 
 SUFFIX = ".safetensors"
 
 
-def write_export(export: Export, adapter: Adapter, path: str | os.PathLike[str]) -> Path:
-    """Write `export`, whole or not at all, with the adapter's metadata for hosts; its path.
+def write_export(export: Export, source: Source | Adapter, path: str | os.PathLike[str]) -> Path:
+    """Write `export`, whole or not at all, with the source's metadata for hosts; its path.
 
-    `spectral.export` records the method it came from and what the export lost. Raises AdapterFileError for an existing
-    file, a missing folder or another suffix.
+    `spectral.export` records the kind of source it came from and what the export lost. Raises AdapterFileError for an
+    existing file, a missing folder or another suffix.
     """
     path = Path(path)
     if path.suffix != SUFFIX:
         raise refusal(path, "the name", path.name, f"a name ending in {SUFFIX}", "Rename it")
     refuse_existing(path, overwrite=False)
-    tensors = dict(export)
-    metadata = {k: v for k, v in adapter.metadata.items() if not k.startswith(("spectral.", "sshs_"))}
+    source, tensors = as_source(source), dict(export)
+    metadata = {k: v for k, v in source.metadata.items() if not k.startswith(("spectral.", "sshs_"))}
     metadata |= {
         "ss_network_module": "networks.lora",
         "ss_output_name": path.stem,
-        "spectral.export": f"from {adapter.method.name}: {export.residual}",
+        "spectral.export": f"from {source.kind}: {export.residual}",
     }
     if export.residual.ranks:
         rank = str(max(export.residual.ranks.values()))

@@ -15,6 +15,7 @@ layer is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -53,6 +54,7 @@ CROSS_WIDTH: dict[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 # SDXL's pooled text passes it. A layer in transformers' module, a bare matrix in checkpoints, so in no table below.
 TEXT_PROJECTION = "lora_te2_text_projection"
 _FUSED = ("q_proj", "k_proj", "v_proj")
+_POINTWISE = re.compile(r"(proj_in|proj_out|conv_shortcut)$")
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,19 @@ def _norms(family: Family) -> dict[str, Module]:
 def unet_paths(family: Family) -> dict[str, str]:
     """kohya layer name -> diffusers module path of every Linear and Conv2d of the UNet (SD1/2: 282, SDXL: 794)."""
     return {name: m.diffusers for name, m in _layers(family).items() if name.startswith(UNET_PREFIX)}
+
+
+def unet_spellings(family: Family) -> Iterator[tuple[str, str]]:
+    """(path, kohya layer name) of every Linear, Conv2d and norm of the UNet, by LDM's and by diffusers' path."""
+    for name, module in (*_layers(family).items(), *_norms(family).items()):
+        if name.startswith(UNET_PREFIX):
+            yield from ((module.ldm, name), (module.diffusers, name))
+
+
+def kernel_size(family: Family, layer: str) -> int:
+    """The kernel's side of a UNet's convolution: 1 or 3 (of everything else: 1). Raises UnknownLayerError."""
+    module = _find(family, layer)
+    return 3 if module.kind == "conv" and not _POINTWISE.search(module.diffusers) else 1
 
 
 def text_paths(family: Family, prefix: str = "lora_te_") -> dict[str, str]:

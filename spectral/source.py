@@ -26,7 +26,8 @@ class Source(ABC):
     """Changes of weights by layer (kohya's spelling), at strength 1.
 
     name: what messages call it. kind: the method or the kind of file. shapes: {layer: shape of its weight}. gains:
-    {norm: its channels}. metadata: strings for people and hosts, such as `modelspec.title`.
+    {norm: its channels}. metadata: strings for people and hosts, such as `modelspec.title`. left_out: tensors of the
+    file that change no weight or gain, such as those of biases.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Source(ABC):
     shapes: Mapping[str, tuple[int, ...]]
     gains: Mapping[str, int]
     metadata: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     @abstractmethod
     def change(self, layer: str, weight: Tensor | None = None, cache: BasisCache | None = None) -> Change:
@@ -160,6 +162,11 @@ class AdapterSource(Source):
         if layer not in self.adapter.layers:
             raise UnknownLayerError(f"{self.name} has no layer {layer!r}; it has {len(self.shapes)}")
         return self.adapter.layers[layer]
+
+
+def as_source(given: Source | Adapter) -> Source:
+    """An adapter as a source, called by its title; a source as it is."""
+    return given if isinstance(given, Source) else AdapterSource(given, given.title or given.method.name)
 
 
 class Changes(Source):
