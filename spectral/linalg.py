@@ -169,6 +169,21 @@ def rotation_power(q: Tensor, strength: float) -> Tensor:
     return ((y * phase) @ y.mH).real.to(torch.float64)
 
 
+def rotation_log(q: Tensor) -> Tensor:
+    """log cayley(Q) (d, d), skew: angles 2 arctan(theta) about the axes of Q = i Y diag(theta) Y^H. In fp64."""
+    theta, y = torch.linalg.eigh(-1j * q.to(torch.complex128))
+    return (1j * (y * (2 * torch.arctan(theta))) @ y.mH).real
+
+
+def cayley_generator(log: Tensor) -> Tensor:
+    """Q (d, d) with cayley(Q) = exp(log) for a skew `log`: tan(phi / 2) for every angle phi. In fp64.
+
+    Beyond all bounds where an angle is 180 degrees, which no Q reaches.
+    """
+    phi, y = torch.linalg.eigh(-1j * log.to(torch.complex128))
+    return (1j * (y * torch.tan(phi / 2)) @ y.mH).real
+
+
 def orthogonal_power(k: Tensor, strength: float) -> Tensor:
     """exp(s log K) (d, d) for a rotation K without eigenvalue -1, through its inverse Cayley transform. In fp64."""
     k = k.double()

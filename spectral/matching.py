@@ -61,14 +61,14 @@ def check_shape(layer: AdapterLayer, weight: Tensor) -> None:
 
 def check_fits(who: str, layer: str, shape: tuple[int, ...], weight: Tensor) -> None:
     """Raises WrongBaseError unless the weight has this shape; (m, n) and (m, n, 1, 1) are the same."""
-    if _trimmed(weight.shape) != _trimmed(shape):
+    if trimmed(weight.shape) != trimmed(shape):
         raise WrongBaseError(
             f"layer {layer}: the model's weight has shape {tuple(weight.shape)}, {who} was trained on "
             f"{tuple(shape)}; load the kind of model it was trained on"
         )
 
 
-def _trimmed(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
+def trimmed(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
     return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
 
 

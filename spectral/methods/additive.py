@@ -14,7 +14,7 @@ from torch import Tensor
 from ..basis import Basis
 from ..change import Change
 from ..fit import nearest_frames
-from .base import Method, Movement, ParamGroup, Params, Pieces, matrix_shape, weighted
+from .base import Method, Movement, ParamGroup, Params, Pieces, Share, matrix_shape, weighted
 
 
 class Additive(Method):
@@ -26,6 +26,7 @@ class Additive(Method):
     default_columns = "top:8"
     groups: ClassVar = {"a_u": ParamGroup(weight_decay=1e-2), "a_v": ParamGroup(weight_decay=1e-2)}
     portable = True
+    merges = frozenset({"paper", "interpolate"})
 
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
         m, n = matrix_shape(weight_shape)
@@ -49,6 +50,20 @@ class Additive(Method):
         up, down = torch.cat([a * s, u * s], 1), torch.cat([y, b], 1)
         total = ((up.T @ up) * (down.T @ down)).sum()
         return Movement(s * squares.clamp_min(0).sqrt(), float(total.clamp_min(0).sqrt()))
+
+    def merged(self, mode: str, basis: Basis, shares: Sequence[Share]) -> dict[str, Tensor]:
+        """A = sum l_i A_i with zeros in the columns of others; the paper's l_i are 1 / n."""
+        r = len(basis.columns)
+        return {name: sum(share.placed(name, r) for share in shares).float() for name in ("a_u", "a_v")}
+
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+        """(U + sum l A) S (V + sum l B)^T - U S V^T."""
+        u, s, v = (t.cpu().double() for t in (basis.u, basis.s, basis.v))
+        x, y = u.clone(), v.clone()
+        for share in shares:
+            x[:, share.where] += share.weight * share.params["a_u"].cpu().double()
+            y[:, share.where] += share.weight * share.params["a_v"].cpu().double()
+        return (x * s) @ y.T - (u * s) @ v.T
 
     def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
         """(u_i + s a_i) sigma_i (v_i + s b_i)^T."""

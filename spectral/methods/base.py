@@ -55,6 +55,24 @@ class Pieces:
     y: Tensor
 
 
+class Unmergeable(SettingError):
+    """Adapters whose mixture is no adapter of their method; the message is the reason, as part of a sentence."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One adapter's part in a mixture: `weight` times its params, of the columns at `where` (r_i,) of the r in all."""
+
+    weight: float
+    params: Params
+    where: Tensor
+
+    def placed(self, name: str, r: int) -> Tensor:
+        """weight times the parameter (d, r_i) or (r_i,), as (d, r) or (r,) with zeros in other columns; fp64, CPU."""
+        own = self.params[name].detach().cpu().double()
+        return own.new_zeros((*own.shape[:-1], r)).index_copy_(-1, self.where.cpu(), self.weight * own)
+
+
 @dataclass(frozen=True)
 class Movement:
     """How far a layer's parameters have moved its weight, in the weight's own units.
@@ -85,6 +103,10 @@ class Method(ABC):
     #: Learning rate on Stable Diffusion (reference values of the methods' own code).
     lr: ClassVar[float]
     default_columns: ClassVar[str]
+    #: The modes of fusion (`mixture`) in which parameters of one basis are merged.
+    merges: ClassVar[frozenset[str]] = frozenset()
+    #: Whether any weighted sum of changes in one basis is again a change of this method, on shared columns too.
+    adds: ClassVar[bool] = False
     #: The optimiser rule of every parameter. With `GAIN` among them, the gains of norms are shifted too.
     groups: Mapping[str, ParamGroup]
 
@@ -186,6 +208,17 @@ class Method(ABC):
 
         Needs both sides of the basis, or its weight. Raises SettingError where the change is not the sum of pieces.
         """
+
+    def merged(self, mode: str, basis: Basis, shares: Sequence[Share]) -> dict[str, Tensor]:
+        """Parameters (fp32, CPU) of the mixture in `basis`: mode "sum", or one of `merges`.
+
+        "sum" is asked for on columns that no two share, at weights of 1, unless the method `adds`. Raises Unmergeable.
+        """
+        raise Unmergeable(f"{self.name} adapters have no parameters that could be merged")
+
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+        """The change (m, n), fp64, that the formula of one of `merges` asks for, without the parameters of `merged`."""
+        raise Unmergeable(f"{self.name} adapters have no parameters that could be merged")
 
     @abstractmethod
     def moved(self, basis: Basis, params: Params) -> Movement:

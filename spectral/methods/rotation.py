@@ -6,7 +6,7 @@ R = (I + Q)(I - Q)^-1 with Q skew-symmetric.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 from ..basis import Basis
 from ..change import Change
 from ..fit import inverse_cayley, nearest_rotations, upper
-from ..linalg import cayley, rotation_power, skew
+from ..linalg import cayley, cayley_generator, rotation_log, rotation_power, skew
 from ..ops import LinearMap
-from .base import Method, Movement, ParamGroup, Params, Pieces, angle, weighted
+from .base import Method, Movement, ParamGroup, Params, Pieces, Share, Unmergeable, angle, weighted
+
+_STEEPEST = 100.0  # tan of half an angle of 178.9 degrees: from here on fp32 has no digits left for the small angles
 
 
 class Rotation(Method):
@@ -32,6 +34,7 @@ class Rotation(Method):
     default_columns = "top:8"
     groups: ClassVar = {"q_u": ParamGroup(exact=True), "q_v": ParamGroup(exact=True)}
     portable = True
+    merges = frozenset({"paper", "rotate", "interpolate"})
 
     def param_shapes(self, weight_shape: Sequence[int], r: int) -> dict[str, tuple[int, ...]]:
         return {"q_u": (r * (r - 1) // 2,), "q_v": (r * (r - 1) // 2,)}
@@ -60,6 +63,36 @@ class Rotation(Method):
         core = (r_u * basis.s) @ r_v.T - torch.diag(basis.s)
         return op.thin(x, basis.v.T, basis.u, core)
 
+    def merged(self, mode: str, basis: Basis, shares: Sequence[Share]) -> dict[str, Tensor]:
+        """Q = sum l_i Q_i; for "rotate" and "interpolate" the Q of exp(sum w_i log R_i). Zeros in others' columns.
+
+        Raises Unmergeable where an angle comes so near 180 degrees that Q has no digits for it.
+        """
+        r = len(basis.columns)
+        upper = torch.triu_indices(r, r, 1)
+        found = {}
+        for name in ("q_u", "q_v"):
+            if mode in ("rotate", "interpolate"):
+                q = cayley_generator(sum(_spread(share, name, r, rotation_log) for share in shares))
+            else:
+                q = sum(_spread(share, name, r) for share in shares)
+            if float(torch.linalg.matrix_norm(q, 2)) > _STEEPEST:
+                raise Unmergeable("the rotations together turn by almost 180 degrees, which no parameters state")
+            found[name] = q[upper[0], upper[1]].float()
+        return found
+
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+        """U (R_U S R_V^T - S) V^T with R the rotation that the mode asks for, by inverse and logarithm of matrices."""
+        r, (u, s, v) = len(basis.columns), (t.cpu().double() for t in (basis.u, basis.s, basis.v))
+        eye, turns = torch.eye(r, dtype=torch.float64), []
+        for name in ("q_u", "q_v"):
+            if mode == "paper":
+                q = sum(_spread(share, name, r) for share in shares)
+                turns.append((eye + q) @ torch.linalg.inv(eye - q))
+            else:
+                turns.append(torch.matrix_exp(sum(_spread(share, name, r, _log_of_rotation) for share in shares)))
+        return u @ ((turns[0] * s) @ turns[1].T - torch.diag(s)) @ v.T
+
     def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
         """(U R_U)_i sigma_i (V R_V)_i^T."""
         r_u, r_v = (_rotation(params[name], len(basis.s), strength).to(basis.s) for name in ("q_u", "q_v"))
@@ -76,3 +109,18 @@ class Rotation(Method):
 def _rotation(q: Tensor, r: int, strength: float) -> Tensor:
     q = skew(q.detach().cpu().double(), r)
     return cayley(q) if strength == 1 else rotation_power(q, strength)
+
+
+def _spread(share: Share, name: str, r: int, also: Callable[[Tensor], Tensor] = lambda q: q) -> Tensor:
+    """weight times also(Q) (r, r), fp64, with zeros in the columns of others."""
+    own = also(skew(share.params[name].detach().cpu().double(), len(share.where)))
+    where = share.where.cpu()
+    whole = own.new_zeros(r, r)
+    whole[where[:, None], where] = share.weight * own
+    return whole
+
+
+def _log_of_rotation(q: Tensor) -> Tensor:
+    """The logarithm of cayley(Q) from the eigenvalues of the rotation itself."""
+    lam, y = torch.linalg.eig(cayley(q))
+    return (y @ torch.diag(lam.log()) @ torch.linalg.inv(y)).real

@@ -13,7 +13,9 @@ from ..columns import ColumnsLike
 from ..errors import SettingError
 from ..fit import nearest_shift
 from ..ops import LinearMap
-from .base import GAIN, Method, Movement, ParamGroup, Params, Pieces, Setting, few, weighted
+from .base import GAIN, Method, Movement, ParamGroup, Params, Pieces, Setting, Share, Unmergeable, few, weighted
+
+_CLIP = 1e-6  # of sigma_1: what rounding leaves of a singular value that is shifted to 0
 
 
 class SVDiff(Method):
@@ -29,6 +31,8 @@ class SVDiff(Method):
     sign_sensitive = False
     lr = 1e-3
     default_columns = "all"
+    merges = frozenset({"paper", "shift", "interpolate"})
+    adds = True
 
     def __init__(self, *, columns: ColumnsLike = None, rank: int | None = None, norms: bool = False):
         super().__init__(columns=columns, rank=rank)
@@ -61,6 +65,31 @@ class SVDiff(Method):
         if not basis.full:
             return super()._apply(op, basis, params, x)
         return apply_shift(op, basis, shift(basis, params["delta"]), x)
+
+    def merged(self, mode: str, basis: Basis, shares: Sequence[Share]) -> dict[str, Tensor]:
+        """delta = sum w_i delta_i; for "sum" delta = sum w_i g_i, the shifts as they act, unless sigma would be < 0."""
+        r = len(basis.columns)
+        if mode != "sum":
+            return {"delta": sum(share.placed("delta", r) for share in shares).float()}
+        s = basis.s.cpu()
+        delta = sum(self._acting(basis, share).placed("delta", r) for share in shares)
+        if bool((s + delta < -_CLIP * basis.sigma_max).any()):
+            raise Unmergeable("the sum of the shifts would make singular values negative")
+        return {"delta": delta.float()}
+
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+        """U diag(relu(sigma + sum w delta) - sigma) V^T."""
+        u, s, v = (t.cpu().double() for t in (basis.u, basis.s, basis.v))
+        moved = s.clone()
+        for share in shares:
+            moved[share.where] += share.weight * share.params["delta"].cpu().double()
+        return (u * torch.where(basis.live.cpu(), moved.clamp_min(0) - s, 0)) @ v.T
+
+    @staticmethod
+    def _acting(basis: Basis, share: Share) -> Share:
+        """The share with the shifts that are left after relu."""
+        g = shift(chosen(basis, share.where), share.params["delta"].to(basis.s))
+        return Share(share.weight, {"delta": g}, share.where)
 
     def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
         """u_i (sigma_i + g_i) v_i^T."""

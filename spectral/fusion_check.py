@@ -1,0 +1,135 @@
+"""The check of a fusion: every layer against an independent computation of what its mode means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .basis import Progress, WeightSource, fetch
+from .cache import BasisCache
+from .change import Change, dense, distance, norm, scaled, total
+from .errors import Cancelled, SettingError
+from .fusion_native import merge_target
+from .mixture import FusionMode, Ingredient, factors
+from .moments import REGULARISER
+from .source import AdapterSource, Source
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """How far a fusion is from what it should be: per layer ||found - expected|| / ||expected||, and in all."""
+
+    per_layer: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest error of a layer; 0 without layers."""
+        return max(self.per_layer.values(), default=0.0)
+
+    @property
+    def where(self) -> str:
+        """The layer with the largest error, or ""."""
+        return max(self.per_layer, key=self.per_layer.__getitem__, default="")
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        if not self.per_layer:
+            return "no layers to check"
+        count = f"{len(self.per_layer):,} layer{'s' * (len(self.per_layer) != 1)}"
+        return f"{count} checked in fp64: error {self.total:.1e} in all, largest {self.largest:.1e} in {self.where}"
+
+
+def verify(
+    made: Source,
+    ingredients: Sequence[Ingredient],
+    mode: FusionMode = "sum",
+    weights: Mapping[str, WeightSource] | None = None,
+    *,
+    moments: Mapping[str, Sequence[Tensor]] | None = None,
+    eps: float = REGULARISER,
+    cache: BasisCache | None = None,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> FusionReport:
+    """Compare `made`, a fusion or the file it was saved to, layer by layer with what the mode says, computed in fp64.
+
+    ingredients: as they were given to `fuse`. Changes are added densely or by their factors in fp64; what is merged in
+    parameters is compared with the mode's formula on the dense matrices. A least-squares layer is judged by its normal
+    equations. Raises WrongBaseError where a weight is needed and missing, Cancelled.
+    """
+    numbered = enumerate(zip(ingredients, factors(ingredients, mode)))
+    effective = {i: Ingredient(one.source, factor) for i, (one, factor) in numbered if factor}
+    layers = list(dict.fromkeys(layer for one in effective.values() for layer in one.source.shapes))
+    if missing := [layer for layer in layers if layer not in made.shapes]:
+        raise SettingError(f"{made.name} lacks layer {missing[0]!r}, which its ingredients have; fuse them again")
+    per_layer: dict[str, float] = {}
+    errors = energy = 0.0
+    for done, layer in enumerate(layers, start=1):
+        if cancelled is not None and cancelled():
+            raise Cancelled("checking the fusion was cancelled; nothing was changed")
+        weight = fetch(weights[layer]) if weights is not None and layer in weights else None
+        members = {i: one for i, one in effective.items() if layer in one.source.shapes}
+        found = made.change(layer, weight, cache)
+        if (recorded := (moments or {}).get(layer)) is None:
+            parts, native = list(members.values()), isinstance(made, AdapterSource)
+            wanted = _expected(layer, parts, mode, native, weight, cache)
+            error, whole = distance(found, wanted), norm(wanted)
+        else:
+            own = [(one, recorded[i]) for i, one in members.items()]
+            together = sum(recorded[i] for i in effective)
+            error, whole = _normal_equations(layer, found, own, together, eps, weight, cache)
+        errors, energy = errors + error**2, energy + whole**2
+        per_layer[layer] = _relative(error, whole)
+        if progress is not None:
+            progress(done, len(layers), layer)
+    return FusionReport(per_layer, _relative(errors**0.5, energy**0.5))
+
+
+def _relative(error: float, whole: float) -> float:
+    if whole == 0:
+        return 0.0 if error == 0 else float("inf")
+    return error / whole
+
+
+def _expected(
+    layer: str,
+    parts: Sequence[Ingredient],
+    mode: FusionMode,
+    native: bool,
+    weight: Tensor | None,
+    cache: BasisCache | None,
+) -> Change:
+    """The layer's change as the mode defines it, fp64."""
+    if mode in ("paper", "rotate", "shift") or (mode == "interpolate" and native):
+        return merge_target(layer, parts, mode, weight, cache)
+    return total([scaled(_double(one.source.change(layer, weight, cache)), one.weight) for one in parts])
+
+
+def _normal_equations(
+    layer: str,
+    found: Change,
+    parts: Sequence[tuple[Ingredient, Tensor]],
+    together: Tensor,
+    eps: float,
+    weight: Tensor | None,
+    cache: BasisCache | None,
+) -> tuple[float, float]:
+    """||X (M + e I) - sum_i l_i D_i M_i|| and ||sum_i l_i D_i M_i||."""
+    gram = together.double()
+    shift = eps * float(gram.trace()) / len(gram)
+    changes = [(scaled(_double(one.source.change(layer, weight, cache)), one.weight), own) for one, own in parts]
+    if shift == 0:
+        wanted = dense(total([change for change, _ in changes]))
+        return float((dense(_double(found)) - wanted).norm()), float(wanted.norm())
+    wanted = sum(dense(change) @ own.to(dense(change)) for change, own in changes)
+    image = dense(_double(found)) @ (gram + shift * torch.eye(len(gram), dtype=gram.dtype)).to(wanted)
+    return float((image - wanted).norm()), float(wanted.norm())
+
+
+def _double(change: Change) -> Change:
+    return change.double() if isinstance(change, Tensor) else (change[0].double(), change[1].double())
