@@ -6,15 +6,14 @@
     diffusers        unet.down_blocks.0...to_q.lora_A.weight, ...to_q.lora.up.weight, ...processor.to_q_lora.up.weight
     PEFT             base_model.model.down_blocks.0...to_q.lora_A.weight
 
-What a path means depends on the family: the blocks of SD1 and SDXL share many names. The family that knows most of a
-file's layers is taken; the width of its text, then the metadata, decide where two know as many.
+What a path means depends on the family: the blocks of SD1 and SDXL share many names. A family must know all layers of
+a file; where several do, the width of its text decides, then a second text encoder, then the metadata.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -128,23 +127,23 @@ def _name(space: Space, path: str, family: Family | None) -> str:
     return prefix + path
 
 
-def _family(places: Iterable[tuple[Space, str]], width: int | None, metadata: Mapping[str, str]) -> Family | None:
-    paths = [path for space, path in places if space == "unet"]
-    known = {family: sum(path in _index(family) for path in paths) for family in FAMILIES}
-    most = max(known.values())
-    spaces = Counter(space for space, _ in places)
-    if not most:
+def _family(places: Collection[tuple[Space, str]], width: int | None, metadata: Mapping[str, str]) -> Family | None:
+    paths = {path for space, path in places if space == "unet"}
+    spaces = {space for space, _ in places}
+    if not paths:
         return _family_of_text(spaces, {path for space, path in places if space in ("te", "te1")}, metadata)
-    fitting = [family for family in FAMILIES if known[family] == most]
-    said = [CROSS_WIDTH.get(width or 0), "sdxl" if spaces["te2"] else None, _said(metadata)]
-    return next((family for family in said if family in fitting), fitting[0])
+    if width is not None and width not in CROSS_WIDTH:
+        return None
+    fitting = [family for family in FAMILIES if paths <= _index(family).keys()]
+    said = [CROSS_WIDTH.get(width or 0), "sdxl" if "te2" in spaces else None, _said(metadata), *fitting]
+    return next((family for family in said if family in fitting), None)
 
 
-def _family_of_text(spaces: Counter[Space], paths: set[str], metadata: Mapping[str, str]) -> Family | None:
+def _family_of_text(spaces: Collection[Space], paths: set[str], metadata: Mapping[str, str]) -> Family | None:
     said = _said(metadata)
-    if spaces["te2"] or (spaces["te1"] and said != "sd1"):
+    if "te2" in spaces or ("te1" in spaces and said != "sd1"):
         return "sdxl"
-    if not spaces["te"]:
+    if "te" not in spaces:
         return None
     if said is not None:
         return said
