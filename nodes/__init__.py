@@ -10,10 +10,22 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..spectral.errors import SpectralError
 from . import folder
+from .conflict import SpectralAdapterConflict
+from .extract import SpectralAdapterExtract
+from .fusion import SpectralAdapterFusion
 from .loader import SpectralAdapterLoader
+from .save import SpectralAdapterSave
 from .stack import SpectralAdapterStack
+from .transfer import SpectralAdapterTransfer
 
 _PACK = Path(__file__).resolve().parent.parent
+_MIXING = (
+    SpectralAdapterFusion,
+    SpectralAdapterConflict,
+    SpectralAdapterSave,
+    SpectralAdapterExtract,
+    SpectralAdapterTransfer,
+)
 # Here and not in `ComfyExtension.on_load`, which older ComfyUI never calls.
 folder.register()
 
@@ -22,7 +34,7 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader, SpectralAdapterStack, *_training()]
+        return [SpectralAdapterLoader, SpectralAdapterStack, *_MIXING, *_training()]
 
 
 def _training() -> list[type[io.ComfyNode]]:
