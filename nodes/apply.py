@@ -91,9 +91,20 @@ def ready_patches(
     rows = [_read(use, clip, label) for use, label in zip(uses, labels or [""] * len(uses))]
     ready = _ready(rows, model, clip, on_mismatch)
     texts = [_text(row, found, effort, clip) for row, (found, effort) in zip(rows, ready)]
-    words = dict.fromkeys(word for row in rows for word in trigger_words(row.source))
     patches = [_patches(row, found) for row, (found, _) in zip(rows, ready) if found is not None]
-    return Ready(patches, ", ".join(words), "\n".join(texts))
+    return Ready(patches, _words(rows), "\n".join(texts))
+
+
+def collect(uses: Sequence[Use], labels: Sequence[str]) -> tuple[str, str]:
+    """The trigger words of adapters that are only handed on, and a line of text. Raises AdapterFileError."""
+    rows = [_read(use, None, label) for use, label in zip(uses, labels)]
+    count = len(rows)
+    text = f"{count} adapter{'s' * (count != 1)} handed on; no model is connected, so nothing is applied."
+    return _words(rows), text
+
+
+def _words(rows: Sequence[_Row]) -> str:
+    return ", ".join(dict.fromkeys(word for row in rows for word in trigger_words(row.source)))
 
 
 def trigger_words(source: Source) -> list[str]:

@@ -45,9 +45,9 @@ class SpectralAdapterStack(io.ComfyNode):
                 io.String.Input(
                     "rows",
                     default="[]",
-                    widget_type=WIDGET,
                     tooltip="The adapters. Drag a row by its handle, or press the arrow keys on it; the two strengths "
                     "are of the model and of the text encoder.",
+                    extra_dict={"widgetType": WIDGET},
                 ),
                 io.Combo.Input(
                     "on_mismatch",
