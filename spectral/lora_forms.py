@@ -97,11 +97,13 @@ def _thin_kron(w1: Tensor, a: Tensor, b: Tensor) -> Thin | None:
 def dora(weight: Tensor, change: Change, magnitude: Tensor, *, outputs: bool) -> Tensor:
     """scale * (W + D) / ||W + D|| - W (m, n), by row (outputs) or by input channel, as DoRA is trained.
 
+    (ComfyUI's own loader divides rows by the norm of W in place of that of W + D.)
+
     weight (m, n) or (m, c, kh, kw); magnitude: one number for each row or input channel.
     """
     merged = weight.float() + dense(change).reshape(weight.shape)
     over = tuple(range(1, weight.ndim)) if outputs else (0, *range(2, weight.ndim))
-    norm = merged.norm(dim=over, keepdim=True) + torch.finfo(torch.float32).eps
+    norm = merged.square().sum(over, keepdim=True).sqrt() + torch.finfo(torch.float32).eps
     if magnitude.numel() != norm.numel():
         raise ValueError(f"{magnitude.numel()} magnitudes for {norm.numel()} {'rows' if outputs else 'inputs'}")
     return (merged * (magnitude.to(merged).reshape(norm.shape) / norm) - weight.float()).flatten(1)

@@ -182,18 +182,19 @@ def test_a_kernel_that_a_form_leaves_out_is_known_from_the_layer(low, tmp_path):
     close(whole(source, CONV, torch.zeros(24, 10, 3, 3)), expected)
 
 
+@pytest.mark.parametrize("make", [lora, locon])
 @pytest.mark.parametrize("rows", [True, False])
-def test_dora_is_exact_with_the_weight(rows, tmp_path):
-    parts, _, change = lora()
-    weight, scale = rand(24, 40, seed=5), rand(*((24, 1) if rows else (1, 40))).abs() + 1
+def test_dora_is_exact_with_the_weight(rows, make, tmp_path):
+    parts, shape, change = make()
+    over = tuple(range(1, len(shape))) if rows else (0, *range(2, len(shape)))
+    weight, merged = rand(*shape, seed=5), rand(*shape, seed=5) + change.reshape(shape)
+    norm = merged.square().sum(over, keepdim=True).sqrt()
+    scale = torch.rand(norm.shape) + 0.5
     source = opened(tmp_path, {f"{TO_K}.{part}": t for part, t in parts.items()} | {f"{TO_K}.dora_scale": scale})
     assert source.needs_weight(TO_K)
     with pytest.raises(sa.WrongBaseError, match="DoRA"):
         source.change(TO_K)
-    found = weight + whole(source, weight=weight)
-    torch.testing.assert_close(found.norm(dim=1 if rows else 0), scale.flatten(), rtol=1e-5, atol=1e-5)
-    merged, over = weight + change, 1 if rows else 0
-    close(found / found.norm(dim=over, keepdim=True), merged / merged.norm(dim=over, keepdim=True))
+    close(weight + whole(source, weight=weight).reshape(shape), scale * merged / norm)
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
