@@ -30,17 +30,15 @@ class Row:
         return self.on and self.adapter != ""
 
 
-def read_rows(value: str | list[Any]) -> tuple[Row, ...]:
-    """Rows from JSON text, or from its list: [{"on": true, "adapter": "a.safetensors", "model": 1, "clip": 1}].
+def read_rows(text: str) -> tuple[Row, ...]:
+    """Rows from JSON: [{"on": true, "adapter": "a.safetensors", "model": 1, "clip": 1, "parts": ""}].
 
     Only `adapter` is needed: a row is on, at strength 1, its clip as its model. Raises SettingError, naming the row.
     """
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value or "[]")
-        except ValueError as error:
-            raise SettingError(f"rows: found text that is no JSON ({error}); expected a list of rows") from error
+    try:
+        found = json.loads(text.strip() or "[]")
+    except ValueError as error:
+        raise SettingError(f"rows: found text that is no JSON ({error}); expected a list of rows") from error
     if not isinstance(found, list) or len(found) > MOST:
         raise SettingError(f"rows: found {_shown(found)}, expected a list of at most {MOST} rows")
     return tuple(_row(row, f"row {number}") for number, row in enumerate(found, 1))

@@ -74,7 +74,7 @@ class SpectralAdapterStack(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, rows: str | list | None) -> bool | str:
+    def validate_inputs(cls, rows: str | None) -> bool | str:
         """What is wrong with the rows, before anything runs. Linked ones come as None."""
         if rows is None:
             return True
@@ -87,7 +87,7 @@ class SpectralAdapterStack(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(
         cls,
-        rows: str | list | None,
+        rows: str | None,
         on_mismatch: str | None,
         model: object = None,
         clip: object = None,
@@ -103,7 +103,7 @@ class SpectralAdapterStack(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        rows: str | list,
+        rows: str,
         on_mismatch: str,
         model: io.Model.Type | None = None,
         clip: io.Clip.Type | None = None,
@@ -127,7 +127,7 @@ class SpectralAdapterStack(io.ComfyNode):
         return io.NodeOutput(applied.model, applied.clip, applied.trigger_words, uses, ui=report.show(text))
 
 
-def _counting(rows: str | list) -> list[tuple[int, Row]]:
+def _counting(rows: str) -> list[tuple[int, Row]]:
     """The rows that are on, with their numbers. A missing file is named with its row."""
     found = [(number, row) for number, row in enumerate(read_rows(rows), 1) if row.counts]
     for number, row in found:

@@ -135,11 +135,6 @@ def test_parts_of_a_row_move_without_preparation(comfy: Comfy, base_picture: np.
     assert difference(columns.picture, whole.picture) > 0
 
 
-def test_rows_may_be_a_list_in_the_prompt(comfy: Comfy) -> None:
-    listed = adapted(comfy, (NODE, {"rows": {"__value__": [row("additive")]}, "on_mismatch": "refuse"}))
-    assert difference(listed.picture, adapted(comfy, stack(row("additive"))).picture) == 0
-
-
 def test_another_base_is_refused_by_row_and_the_model_stays_as_it_was(comfy: Comfy) -> None:
     plain = comfy.run(picture_graph("changed.safetensors")).picture
     refused = adapted(comfy, stack(row("additive"), row("svdiff")), checkpoint="changed.safetensors")
