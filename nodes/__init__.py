@@ -10,15 +10,18 @@ from comfy_api.latest import ComfyExtension, io
 
 from ..spectral.errors import SpectralError
 from . import folder
+from .blocks import SpectralAdapterBlocks
 from .conflict import SpectralAdapterConflict
 from .extract import SpectralAdapterExtract
 from .fusion import SpectralAdapterFusion
 from .loader import SpectralAdapterLoader
 from .save import SpectralAdapterSave
+from .schedule import SpectralAdapterSchedule
 from .stack import SpectralAdapterStack
 from .transfer import SpectralAdapterTransfer
 
 _PACK = Path(__file__).resolve().parent.parent
+_PARTS_AND_STEPS = (SpectralAdapterBlocks, SpectralAdapterSchedule)
 _MIXING = (
     SpectralAdapterFusion,
     SpectralAdapterConflict,
@@ -34,7 +37,7 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader, SpectralAdapterStack, *_MIXING, *_training()]
+        return [SpectralAdapterLoader, SpectralAdapterStack, *_PARTS_AND_STEPS, *_MIXING, *_training()]
 
 
 def _training() -> list[type[io.ComfyNode]]:

@@ -99,8 +99,11 @@ class Parts:
 
     def at(self, where: Place) -> float:
         """The factor of the layers at a place."""
-        factors = (_decide(table, axis, where) for table in self.tables for axis in ("block", "work"))
-        return math.prod(factors)
+        return self.of_axis("block", where) * self.of_axis("work", where)
+
+    def of_axis(self, axis: Literal["block", "work"], where: Place) -> float:
+        """What the rules on blocks alone, or on kinds of work alone, make of a place."""
+        return math.prod(_decide(table, axis, where) for table in self.tables)
 
     def of_columns(self, indices: Sequence[int], k: int) -> Tensor | None:
         """The factors (r,) fp32 of columns, given as indices among all k; None where none differs from 1."""

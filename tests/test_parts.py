@@ -12,6 +12,7 @@ from spectral_adapters.spectral.change import dense
 from spectral_adapters.spectral.errors import SettingError
 from spectral_adapters.spectral.matching import LayerMatch
 from spectral_adapters.spectral.names import TEXT_PREFIXES, norm_paths, text_paths, unet_paths
+from spectral_adapters.spectral.part_words import in_words
 from spectral_adapters.spectral.parted import parted
 from spectral_adapters.spectral.parts import BLOCKS, Parts
 from spectral_adapters.spectral.source import AdapterSource, Changes
@@ -52,6 +53,19 @@ def test_tables_multiply():
     assert both.text == "down=0.5; *=3"
     assert both.of(IN04, "sd1") == 1.5
     assert Parts.parse(both.text) == both
+
+
+def test_in_words():
+    assert in_words(Parts()) == "down: 1\nmid: 1\nup: 1\ntext: 1"
+    text = in_words(Parts.parse("down=0.5, IN04=1, OUT1*=0, attention=0.8, text=0, columns 0-3=0.5; columns 8-=0"))
+    assert text.splitlines() == [
+        "down: IN00-IN03 0.5, IN04 1, IN05-IN11 0.5",
+        "mid: 1",
+        "up: OUT00-OUT09 1, OUT10-OUT11 0",
+        "text: 0",
+        "times: self-attention 0.8, cross-attention 0.8",
+        "times: columns 0-3 0.5, columns 8- 0",
+    ]
 
 
 def test_columns_count_from_the_strongest():
