@@ -7,7 +7,8 @@ every user of the same file gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,6 +112,23 @@ def load_parts(
     fake: read shapes and precisions only, and give the modules weights of that mode, without data.
     Raises BaseModelError with what the file is, what was expected and what to do.
     """
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return _reader(path, file, dtype, fake).parts(prediction)
+
+
+def layers_of(path: Path) -> tuple[Family, dict[str, StoredLayer]]:
+    """The family of a whole checkpoint, and every layer and norm of its UNet and text encoders, still in the file.
+
+    The file stays open as long as one of them is held. Raises BaseModelError as `load_parts` does.
+    """
+    with _reading(path):
+        reader = _reader(path, safe_open(path, framework="pt"), None, None)
+        return reader.family, dict(reader.layers())
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says what a file is that cannot be read as a checkpoint."""
     if path.suffix.lower() in PICKLED:
         raise BaseModelError(f"{path.name} is {PICKLE}")
     try:
@@ -119,12 +137,14 @@ def load_parts(
         # A safetensors file has the length of its header in 8 bytes, then JSON.
         if what := next((what for begin, what in STARTS if head.startswith(begin) and head[8:9] != b"{"), None):
             raise BaseModelError(f"{path.name} is {what}")
-        with safe_open(path, framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
-            reader = _Reader(path, file, shapes, _whole_family(path, shapes), dtype, fake)
-            return reader.parts(prediction)
+        yield
     except (SafetensorError, OSError) as error:
         raise BaseModelError(f"{path} cannot be read as a safetensors file ({error}). Download it again.") from error
+
+
+def _reader(path: Path, file: safe_open, dtype: torch.dtype | None, fake: FakeTensorMode | None) -> _Reader:
+    shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+    return _Reader(path, file, shapes, _whole_family(path, shapes), dtype, fake)
 
 
 def identify(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -223,6 +243,35 @@ class _Reader:
             self._fill(text, self._text_sources(prefix), self.dtype)
         return Parts(self.family, unet, tuple(texts), vae, noise)
 
+    def layers(self) -> Iterator[tuple[str, StoredLayer]]:
+        """Name and place of every Linear, Conv2d and norm of UNet and text encoders, as adapters name them."""
+        for module in names.unet_modules(self.family):
+            place = Source(f"{names.UNET_ROOT}{module.ldm}.weight")
+            yield names.from_ldm(self.family, module.ldm), self._layer(place, module.diffusers, module.kind)
+        for prefix in names.TEXT_PREFIXES[self.family]:
+            sources, rename = self._text_sources(prefix), names.renamer(prefix)
+            for module in names.text_modules(self.family, prefix):
+                if module.kind != "embedding":
+                    place = sources(f"{module.diffusers}.weight")
+                    yield rename(module.diffusers), self._layer(place, module.diffusers, module.kind)
+            if prefix == names.TEXT_PREFIXES["sdxl"][1]:
+                place = sources("text_projection.weight")
+                yield names.TEXT_PROJECTION, self._layer(place, "text_projection", "linear")
+
+    def _layer(self, place: Source, path: str, kind: names.Kind) -> StoredLayer:
+        if place.key not in self.shapes:
+            raise BaseModelError(
+                f"{self.path.name} lacks the tensor {place.key}; {WANTED}. Download it again, or use the model it was "
+                "made from."
+            )
+        shape = list(self.shapes[place.key])
+        if place.third is not None:
+            shape[0] //= 3
+        if place.transposed:
+            shape.reverse()
+        # LDM keeps some matrices as 1x1 convolutions.
+        return StoredLayer(self, place, path, tuple(shape[:2] if kind == "linear" else shape))
+
     def _noise(self, settings: dict, prediction: Prediction) -> DDPMScheduler:
         """The noise schedule with what the file says of it, or with `prediction` where that is not "auto"."""
         if edm := next((key for key in ("edm_mean", "edm_vpred.sigma_max") if key in self.shapes), None):
@@ -281,7 +330,7 @@ class _Reader:
             )
         dtype = dtype or self._stored({place.key for place in wanted.values()})
         state = {
-            name: self._tensor(wanted[name], name, tuple(parameter.shape)).to(dtype)
+            name: self.tensor(wanted[name], name, tuple(parameter.shape)).to(dtype)
             for name, parameter in module.named_parameters()
         }
         module.load_state_dict(state, strict=False, assign=True)
@@ -291,7 +340,7 @@ class _Reader:
         kinds = {self.file.get_slice(key).get_dtype() for key in keys}
         return HALVES.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
 
-    def _tensor(self, place: Source, name: str, shape: tuple[int, ...]) -> Tensor:
+    def tensor(self, place: Source, name: str, shape: tuple[int, ...]) -> Tensor:
         """One parameter as the file holds it, in the parameter's shape."""
         tensor = self._stored_tensor(place) if self.fake is None else self._stand_in(place, self.fake)
         if not tensor.is_floating_point():
@@ -324,6 +373,20 @@ class _Reader:
         kind = self.file.get_slice(place.key).get_dtype()
         with fake:
             return torch.empty(shape, dtype=FLOATS.get(kind, torch.uint8))
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A weight in a checkpoint, read when it is called. path: diffusers' or Hugging Face's, of its module."""
+
+    reader: _Reader
+    place: Source
+    path: str
+    shape: tuple[int, ...]
+
+    def __call__(self) -> Tensor:
+        with _reading(self.reader.path):
+            return self.reader.tensor(self.place, self.path, self.shape)
 
 
 def _plain(modules: Mapping[str, str], root: str, name: str) -> Source:
