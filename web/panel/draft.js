@@ -93,6 +93,12 @@ export class Draft {
     return sound({ ...request, ownPrompts: true, ownName: true });
   }
 
+  /** The draft with what a plan gives a concept: its columns, and its name for the file. */
+  planned({ concept, columns }) {
+    const { rank, ...settings } = this.values.settings;
+    return sound({ ...this.values, name: concept, ownName: true, settings: { ...settings, columns } });
+  }
+
   /** A draft as it is before anything was said. */
   static blank() {
     return blank();

@@ -1,4 +1,5 @@
-/** The picture of a spectrum: a row per layer, columns by falling singular value, darker where more has moved. */
+/** A picture of layers: a row per layer in its block, columns by falling singular value; what a cell shows is drawn by
+ * a painter. */
 
 import { h, on, setText } from "./dom.js";
 
@@ -7,14 +8,29 @@ const BOTTOM = 22;
 // More columns than these get places by their logarithm: the first ones carry most of a weight.
 const LINEAR = 64;
 const ROW = { least: 3, most: 14 };
-const COLOURS = ["smooth", "paper", "grid", "faint"];
+const COLOURS = ["paper", "grid", "faint"];
+
+/**
+ * @typedef {Object} Painter
+ * @property {string[]} colours names of the `--chart-...` colours that it takes besides the map's own
+ * @property {(layers: Object[]) => void} prepare called with the layers before they are drawn
+ * @property {(g: CanvasRenderingContext2D, colours: Object<string, string>, cell: Cell) => void} draw
+ * @typedef {{layer: Object, index: number, x: number, y: number, width: number, height: number}} Cell
+ */
 
 /** Rows in blocks, on a canvas that tells what lies under the pointer or the arrow keys. */
 export class HeatMap {
-  /** @param {{t: Function, say: (layer: Object|null, cell: Object|null) => string}} options */
-  constructor({ t, say }) {
+  /**
+   * @param {{t: Function, label: string, test: string, painter: Painter, first: 0|1,
+   *   say: (layer: Object|null, cell: {column: number, width: number, index: number}|null) => string}} options
+   *   first: the number of the first column, as it is shown
+   */
+  constructor({ t, label, test, painter, first, say }) {
     this.t = t;
+    this.first = first;
     this.say = say;
+    this.painter = painter;
+    this.names = [...COLOURS, ...painter.colours];
     this.rows = [];
     this.at = null;
     this.canvas = h("canvas", { "aria-hidden": "true" });
@@ -24,13 +40,13 @@ export class HeatMap {
         class: "heat-stage",
         tabindex: "0",
         role: "application",
-        "aria-label": t("spectrum.map"),
-        "data-test": "spectrum-map",
+        "aria-label": label,
+        "data-test": `${test}-map`,
       },
       this.canvas,
     );
-    this.readout = h("div", { class: "heat-readout", "aria-live": "polite", "data-test": "spectrum-readout" });
-    this.probes = COLOURS.map((name) => h("i", { style: { color: `var(--chart-${name})` } }));
+    this.readout = h("div", { class: "heat-readout", "aria-live": "polite", "data-test": `${test}-readout` });
+    this.probes = this.names.map((name) => h("i", { style: { color: `var(--chart-${name})` } }));
     this.root = h("div", { class: "heat" }, this.readout, this.stage, h("div", { hidden: true }, this.probes));
     this.#listen();
   }
@@ -49,12 +65,12 @@ export class HeatMap {
     ];
   }
 
-  /** @param {{name: string, block: string, columns: number[], widths: number[], moved: number[]}[]} layers in order */
+  /** @param {{name: string, block: string, columns: number[], widths: number[]}[]} layers in order */
   show(layers) {
     this.rows = layers;
     this.at = null;
     this.last = Math.max(1, ...layers.map(({ columns, widths }) => columns.at(-1) + widths.at(-1)));
-    this.top = Math.max(1e-30, ...layers.map(({ moved }) => Math.max(...moved)));
+    this.painter.prepare(layers);
     this.row = Math.min(ROW.most, Math.max(ROW.least, Math.floor(360 / layers.length)));
     this.stage.style.height = `${TOP + BOTTOM + this.row * layers.length}px`;
     setText(this.readout, this.say(null, null));
@@ -78,7 +94,7 @@ export class HeatMap {
     Object.assign(this.canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
     const g = this.canvas.getContext("2d");
     g.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const colours = Object.fromEntries(COLOURS.map((name, i) => [name, getComputedStyle(this.probes[i]).color]));
+    const colours = Object.fromEntries(this.names.map((name, i) => [name, getComputedStyle(this.probes[i]).color]));
     g.font = `11px ${getComputedStyle(this.stage).fontFamily}`;
     this.left = Math.min(150, width * 0.3);
     this.wide = width - this.left - 8;
@@ -91,16 +107,14 @@ export class HeatMap {
   }
 
   #paintCells(g, colours) {
-    g.fillStyle = colours.smooth;
     const gap = this.row > 5 ? 1 : 0;
-    this.rows.forEach(({ columns, widths, moved }, i) => {
+    this.rows.forEach((layer, i) => {
       const y = TOP + i * this.row;
-      columns.forEach((column, k) => {
+      layer.columns.forEach((column, index) => {
         const x = this.left + this.#place(column) * this.wide;
-        const end = this.left + this.#place(column + widths[k]) * this.wide;
-        // By the root, or one strong column would hide all others.
-        g.globalAlpha = Math.sqrt(moved[k] / this.top);
-        g.fillRect(x, y, Math.max(0.5, end - x - (end - x > 4 ? 1 : 0)), this.row - gap);
+        const end = this.left + this.#place(column + layer.widths[index]) * this.wide;
+        const width = Math.max(0.5, end - x - (end - x > 4 ? 1 : 0));
+        this.painter.draw(g, colours, { layer, index, x, y, width, height: this.row - gap });
       });
     });
     g.globalAlpha = 1;
@@ -143,7 +157,7 @@ export class HeatMap {
     let free = 0;
     for (const column of this.#labelled()) {
       const x = this.left + this.#place(column) * this.wide;
-      const text = String(column + 1);
+      const text = String(column + this.first);
       const end = x + g.measureText(text).width;
       if (x < free || end > this.left + this.wide) continue;
       g.fillText(text, x, y);
@@ -195,7 +209,7 @@ export class HeatMap {
     if (at?.row === this.at?.row && at?.cell === this.at?.cell) return;
     this.at = at;
     const layer = at && this.rows[at.row];
-    const cell = at && { column: layer.columns[at.cell], width: layer.widths[at.cell], moved: layer.moved[at.cell] };
+    const cell = at && { column: layer.columns[at.cell], width: layer.widths[at.cell], index: at.cell };
     setText(this.readout, this.say(layer, cell));
     this.paint();
   }
@@ -203,6 +217,12 @@ export class HeatMap {
   destroy() {
     this.stops.forEach((stop) => stop());
   }
+}
+
+/** Columns as text, "5" or "5–8"; the first of all has the number `first`. */
+export function columnText(formats, { column, width }, first) {
+  const from = formats.count(column + first);
+  return width > 1 ? `${from}–${formats.count(column + width + first - 1)}` : from;
 }
 
 /** The text, cut at the end where it is wider than `width` pixels. */

@@ -1,4 +1,4 @@
-/** One job's page: a training that waits or runs, one that has ended, or a grid of its own. */
+/** One job's page: a training that waits or runs, one that has ended, a grid of its own, or another task. */
 
 import { note, spinner } from "./controls.js";
 import { clear, h } from "./dom.js";
@@ -6,6 +6,7 @@ import { DoneView } from "./done.js";
 import { JobFeed } from "./job_feed.js";
 import { RunningView } from "./running.js";
 import { ended } from "./status.js";
+import { TASKS, TaskView } from "./task_view.js";
 
 /**
  * @param {import("./panel.js").Ctx} ctx
@@ -56,7 +57,7 @@ class JobPage {
     const summary = this.#summary();
     if (!summary || this.feed.gone) return this.#missing();
     if (!this.feed.detail) return clear(this.root, note("error", this.feed.error));
-    const kind = ended(summary.status) ? DoneView : RunningView;
+    const kind = viewOf(summary);
     if (!(this.view instanceof kind)) {
       this.#drop();
       this.view = new kind(this.ctx, this.id);
@@ -74,4 +75,9 @@ class JobPage {
     this.feed.destroy();
     this.#drop();
   }
+}
+
+function viewOf({ kind, status }) {
+  if (TASKS.has(kind)) return TaskView;
+  return ended(status) ? DoneView : RunningView;
 }

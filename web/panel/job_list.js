@@ -200,6 +200,7 @@ class JobRow {
 
   #said(job, over) {
     const { t } = this;
+    if (job.status === "failed" && job.kind !== "train") return job.text;
     if (job.status === "failed") return t(`verdict.${endingOf(job)}.title`, job);
     if (job.status === "queued") return job.text;
     if (job.adapter) return `${job.adapter.name}, ${this.formats.bytes(job.adapter.bytes)}`;

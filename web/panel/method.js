@@ -58,3 +58,12 @@ export function methodChoice(t, methods, onChange) {
   };
   return { root: row.root, set };
 }
+
+/**
+ * What a file is, in a word: the method of one of ours, the kind of another.
+ * @param {Function} t
+ * @param {{method?: string|null, kind?: string|null}} info
+ */
+export function methodText(t, { method, kind }) {
+  return method ? t.or(`form.methods.${method}.title`, method) : kind ?? "";
+}

@@ -16,7 +16,7 @@ import { belongs, settingRow } from "./setting.js";
 // Settings with a place of their own in the form.
 const PLACED = new Set(["trigger", "sample_prompts", "skip_bad", "method"]);
 
-/** @param {import("./panel.js").Ctx} ctx @param {{request?: Object}} params */
+/** @param {import("./panel.js").Ctx} ctx @param {{request?: Object, plan?: Object}} params */
 export function create(ctx, params) {
   const view = new NewTraining(ctx, params);
   view.load();
@@ -31,9 +31,16 @@ class NewTraining {
     this.faults = new Map();
     this.only = newest();
     this.values = { method: "", values: {}, sources: {} };
-    this.before = params.request ? this.draft.replace(Draft.ofRequest(params.request)) : null;
+    this.plan = params.plan ?? null;
+    this.before = this.#fillIn(params);
     this.parts = [];
     this.refusal = "";
+  }
+
+  /** Fills the form in from elsewhere; what it held before, or null. */
+  #fillIn({ request, plan }) {
+    if (request) return this.draft.replace(Draft.ofRequest(request));
+    return plan ? this.draft.replace(this.draft.planned(plan)) : null;
   }
 
   update(state) {
@@ -183,7 +190,8 @@ class NewTraining {
       box.remove();
     };
     const undo = button({ label: t("again.back"), kind: "quiet", onClick: back, test: "draft-back" });
-    const box = note("info", t("again.text", { name: this.draft.values.name }), h("div", { class: "row" }, undo));
+    const text = this.plan ? t("plan.filled", this.plan) : t("again.text", { name: this.draft.values.name });
+    const box = note("info", text, h("div", { class: "row" }, undo));
     return box;
   }
 

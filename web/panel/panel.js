@@ -3,27 +3,35 @@
  * it needs of one is its `host` property.
  */
 
+import { create as adapter } from "./adapter.js";
+import { create as adapters } from "./adapters.js";
 import { Api } from "./api.js";
+import { Catalogue } from "./catalogue.js";
 import { create as compare } from "./compare.js";
 import { note } from "./controls.js";
 import { clear, h, setText } from "./dom.js";
 import { loadStrings } from "./i18n.js";
 import { create as job } from "./job.js";
 import { create as jobs } from "./job_list.js";
+import { create as mix } from "./mix.js";
 import { create as newTraining } from "./new_training.js";
 import { ask, toasts } from "./overlay.js";
+import { create as plan } from "./plan.js";
 import { recall, remember } from "./remember.js";
 import { create as start } from "./start.js";
 import { moving, Store } from "./store.js";
 import { followTheme } from "./theme.js";
 import { tokenScreen } from "./token.js";
 
-const STYLES = ["./style.css", "./views.css"].map((name) => new URL(name, import.meta.url).href);
+const STYLES = ["./style.css", "./views.css", "./mix.css"].map((name) => new URL(name, import.meta.url).href);
 // A view: create(ctx, params) -> {root, update(state), destroy()}. All are loaded at once: the server may be away when
 // one is opened.
-const VIEWS = { start, new: newTraining, job, jobs, compare };
-const TABS = ["new", "jobs"];
-const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "jobs" };
+const VIEWS = { start, new: newTraining, job, jobs, compare, adapters, adapter, mix, plan };
+const TABS = ["new", "jobs", "adapters"];
+const TAB_OF = {
+  start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "jobs", adapters: "adapters", adapter: "adapters",
+  mix: "adapters", plan: "adapters",
+};
 
 /**
  * @typedef {Object} Host
@@ -35,7 +43,8 @@ const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "
  * @property {(adapter: string) => void} [useInGraph]
  * @property {(kind: string, text: string) => void} [toast]
  * @property {() => void} [refreshAdapters]
- * @property {{read: () => [string, Object]|null, write: (view: string, params: Object) => void}} [route]
+ * @property {{read: () => [string, Object]|null, write: (view: string, params: Object, stay: boolean) => void}} [route]
+ *   stay: the same page in another state, which Back does not go to
  */
 
 /**
@@ -43,7 +52,9 @@ const TAB_OF = { start: "new", new: "new", job: "jobs", jobs: "jobs", compare: "
  * @property {Api} api
  * @property {Store} store
  * @property {Function} t
+ * @property {import("./catalogue.js").Catalogue} catalogue
  * @property {(view: string, params?: Object) => void} go
+ * @property {(params: Object) => void} stay keeps other params for the view that is shown, which stays as it is
  * @property {(kind: string, text: string) => void} toast
  * @property {Host} host
  * @property {(text: string, options?: {yes?: string, danger?: boolean}) => Promise<boolean>} confirm
@@ -90,7 +101,7 @@ export class SpectralPanel extends HTMLElement {
     const root = this.shadowRoot ?? this.attachShadow({ mode: "open" });
     const api = new Api(this.#host);
     const store = new Store(api);
-    this.#ctx = { api, store, host: this.#host };
+    this.#ctx = { api, store, host: this.#host, catalogue: new Catalogue(api) };
     const turn = ++this.#turn;
     this.shell = h("div", { class: "shell", hidden: true });
     isolate(this.shell);
@@ -132,7 +143,8 @@ export class SpectralPanel extends HTMLElement {
     const confirm = (text, { yes = t("yes"), danger = false } = {}) =>
       ask(this.shell, { text, yes, no: t("cancel"), danger });
     this.shell.lang = t.lang;
-    Object.assign(this.#ctx, { t, toast, confirm, go: (view, params) => this.go(view, params) });
+    const go = (view, params) => this.go(view, params);
+    Object.assign(this.#ctx, { t, toast, confirm, go, stay: (params) => this.#stay(params) });
     this.tabs = new Map(TABS.map((view) => [view, this.#tab(view, t(`tabs.${view}`))]));
     this.count = h("span", { class: "badge", hidden: true, "data-test": "jobs-count" });
     this.tabs.get("jobs").append(this.count);
@@ -209,8 +221,20 @@ export class SpectralPanel extends HTMLElement {
       if (TAB_OF[view] === name) tab.setAttribute("aria-current", "page");
       else tab.removeAttribute("aria-current");
     }
-    const kept = view === "new" ? {} : this.#at.params;
-    this.#host.route?.write(view, kept);
+    this.#keep(false);
+  }
+
+  /** The view shown has come to another state, which a reload finds again. */
+  #stay(params) {
+    if (JSON.stringify(params) === JSON.stringify(this.#at.params)) return;
+    this.#at.params = params;
+    this.#keep(true);
+  }
+
+  #keep(stay) {
+    const { view, params } = this.#at;
+    const kept = view === "new" ? {} : params;
+    this.#host.route?.write(view, kept, stay);
     remember(this.#host, "view", [view, kept]);
   }
 

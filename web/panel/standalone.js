@@ -8,10 +8,10 @@ const route = {
     const [view, query] = location.hash.slice(1).split("?");
     return view ? [view, Object.fromEntries(new URLSearchParams(query ?? ""))] : null;
   },
-  write(view, params) {
+  write(view, params, stay) {
     const query = new URLSearchParams(params).toString();
     const hash = `#${view}${query ? `?${query}` : ""}`;
-    if (!location.hash) history.replaceState(null, "", hash);
+    if (!location.hash || stay) history.replaceState(null, "", hash);
     else if (location.hash !== hash) history.pushState(null, "", hash);
   },
 };

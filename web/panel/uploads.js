@@ -15,7 +15,7 @@ export function stem(name) {
 }
 
 /** The content of a file as base64. @param {Blob} file @returns {Promise<string>} */
-function base64(file) {
+export function base64(file) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -140,7 +140,8 @@ export function dropZone({ t, onFiles }) {
   };
 }
 
-function listenForDrops(area, onFiles) {
+/** Hands on what is dropped on `area`, which is marked meanwhile; nothing while it has the class "off". */
+export function listenForDrops(area, onFiles) {
   let depth = 0;
   const mark = (change) => {
     depth = Math.max(0, depth + change);

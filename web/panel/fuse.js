@@ -1,0 +1,178 @@
+/** Making one file of several: how, under which name, and what came of it. */
+
+import { act } from "./act.js";
+import { ApiError } from "./api.js";
+import { plainName } from "./catalogue.js";
+import { busy, button, combo, field, note, numberInput, segmented, textInput } from "./controls.js";
+import { clear, h, setText } from "./dom.js";
+import { modeChoice } from "./modes.js";
+import { ended } from "./status.js";
+import { nextName } from "./suggest.js";
+import { TaskLine } from "./task_line.js";
+import { useAdapter } from "./use_kept.js";
+
+const KINDS = ["auto", "native", "lora", "diff"];
+const LONGEST = 60; // characters of a name that is made of names
+
+/** The part of the mix page that fuses. */
+export class FusePart {
+  /**
+   * @param {import("./panel.js").Ctx} ctx
+   * @param {{request: () => {adapters: Object[], base: string}, made: (id: string) => void}} page
+   */
+  constructor(ctx, page) {
+    this.ctx = ctx;
+    this.t = ctx.t;
+    this.page = page;
+    this.mode = "sum";
+    this.files = [];
+    this.#build();
+  }
+
+  #build() {
+    const { t } = this;
+    this.modes = modeChoice(t, { value: this.mode, onChange: (mode) => (this.mode = mode) });
+    const kinds = KINDS.map((value) => ({ value, label: t(`fuse.kinds.${value}`) }));
+    this.kind = combo({ options: kinds, value: "auto", test: "fuse-to", onChange: () => this.changed() });
+    this.kindField = field({ label: t("fuse.to"), help: t("fuse.toHelp"), control: this.kind });
+    this.name = textInput({ onChange: () => this.changed(), test: "fuse-name", maxLength: 100 });
+    this.nameField = field({ label: t("name.label"), help: t("name.help"), control: this.name });
+    this.missing = h("div", { class: "small train-reason", role: "status", "data-test": "fuse-missing" });
+    const work = (event) => this.held(event);
+    this.go = button({ label: t("fuse.go"), icon: "mix", kind: "primary", test: "fuse", onClick: work });
+    this.held = busy(this.go, () => this.#fuse());
+    this.line = new TaskLine(this.ctx, "fuse-task");
+    this.result = h("div", { class: "stack tight", "data-test": "fuse-result" });
+    const settings = h("div", { class: "settings-grid two" }, this.nameField.root, this.kindField.root);
+    this.root = h(
+      "section",
+      { class: "card stack" },
+      h("h2", null, t("fuse.title")),
+      h("h3", null, t("mix.mode")),
+      this.modes.root,
+      settings,
+      this.#size(),
+      h("div", { class: "row wrap end" }, this.missing, this.go),
+      this.line.root,
+      this.result,
+    );
+  }
+
+  /** How large a LoRA may become. */
+  #size() {
+    const { t } = this;
+    const changed = () => this.changed();
+    this.by = segmented({
+      label: t("fuse.size"), value: "exact", test: "fuse-by", onChange: changed,
+      options: ["exact", "rank", "energy"].map((value) => ({ value, label: t(`fuse.by.${value}`) })),
+    });
+    this.rank = numberInput({ value: 32, min: 1, max: 4096, whole: true, label: t("export.rank"), test: "fuse-rank" });
+    const label = t("fuse.by.energy");
+    this.energy = numberInput({ value: 99, min: 1, max: 100, label, unit: "%", test: "fuse-energy" });
+    this.size = h("div", { class: "row wrap", hidden: true }, this.by.root, this.rank.root, this.energy.root);
+    return this.size;
+  }
+
+  /**
+   * @param {Object[]} infos of the files, in their order
+   * @param {string} missing what has to be chosen before, or ""
+   */
+  async show(infos, missing) {
+    this.lack = missing;
+    this.mode = this.modes.fit(infos);
+    this.changed();
+    if (this.files.length) return;
+    try {
+      this.files = await this.ctx.catalogue.list();
+      this.changed();
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      clear(this.result, note("error", error.message));
+    }
+  }
+
+  /** Brings the form up to date. */
+  changed() {
+    const lora = this.kind.get() === "lora";
+    this.size.hidden = !lora;
+    this.rank.root.hidden = this.by.get() !== "rank";
+    this.energy.root.hidden = this.by.get() !== "energy";
+    this.name.input.placeholder = this.#suggested();
+    const wanted = this.#name();
+    const free = nextName(wanted, this.files, this.state?.jobs ?? []);
+    this.nameField.say(free === wanted ? "" : this.t("name.taken", { wanted, free }));
+    setText(this.missing, this.lack ?? "");
+    this.go.disabled = Boolean(this.lack) || this.#atWork();
+  }
+
+  #suggested() {
+    return this.page.request().adapters.map(({ name }) => plainName(name)).join("-").slice(0, LONGEST).trim();
+  }
+
+  #name() {
+    return this.name.get().trim() || this.#suggested();
+  }
+
+  #atWork() {
+    return Boolean(this.job) && !ended(this.job.status);
+  }
+
+  #request() {
+    const to = this.kind.get();
+    const by = to === "lora" ? this.by.get() : "exact";
+    const body = { ...this.page.request(), mode: this.mode, to, name: this.#name() };
+    if (by === "rank") body.rank = this.rank.get();
+    if (by === "energy") body.energy = this.energy.get() / 100;
+    return body;
+  }
+
+  async #fuse() {
+    clear(this.result);
+    const made = await act(this.ctx, "/mix/fuse", this.#request());
+    if (!made?.id) return;
+    this.page.made(made.id);
+    this.update(this.ctx.store.job(made.id), this.ctx.store.state);
+  }
+
+  /** @param {Object|undefined} job the summary of the job that fuses @param {Object} state */
+  update(job, state) {
+    this.state = state;
+    this.job = job;
+    this.line.update(job?.status === "finished" ? undefined : job);
+    this.go.disabled = Boolean(this.lack) || this.#atWork();
+    const stamp = JSON.stringify([job?.id, job?.status, job?.text]);
+    if (stamp === this.stamp) return;
+    this.stamp = stamp;
+    if (job?.status !== "finished") return;
+    this.files = [];
+    this.ctx.host.refreshAdapters?.();
+    clear(this.result, fusedResult(this.ctx, job));
+  }
+}
+
+/**
+ * What fusing made: the file, the report, where to go with it.
+ * @param {import("./panel.js").Ctx} ctx
+ * @param {Object} job its summary, finished
+ */
+export function fusedResult(ctx, job) {
+  const { t } = ctx;
+  const { adapter, text } = job;
+  const report = h("p", { class: "said small", "data-test": "fuse-report" }, text);
+  if (!adapter) return note("ok", t("fuse.done"), report);
+  const use = () => useAdapter(ctx, adapter.name);
+  const label = ctx.host.useInGraph ? t("done.use") : t("done.copyName");
+  const shape = ctx.host.useInGraph ? "plus" : "copy";
+  const open = () => ctx.go("adapter", { name: adapter.name });
+  return note(
+    "ok",
+    t("fuse.made", { name: adapter.name }),
+    report,
+    h(
+      "div",
+      { class: "row wrap" },
+      button({ label, icon: shape, kind: "primary", onClick: use, test: "fuse-use" }),
+      button({ label: t("fuse.open"), icon: "file", onClick: open, test: "fuse-open" }),
+    ),
+  );
+}
