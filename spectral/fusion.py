@@ -87,7 +87,10 @@ class Fused(Source):
         cancelled: Callable[[], bool] | None = None,
         model_name: str = "this model",
     ) -> MatchReport | None:
-        """Every ingredient is judged; the report of the one that fits worst, or None where all fit by shape alone."""
+        """Every ingredient is judged; the report of the one that fits worst, or None where all fit by shape alone.
+
+        An adapter with frames is applied as trained, so one that depends on its base counts as worse.
+        """
         reports = [
             one.source.check(
                 weights,
@@ -100,8 +103,8 @@ class Fused(Source):
             for one in self.ingredients
             if one.weight
         ]
-        judged = [report for report in reports if report is not None and report.match is not None]
-        return min(judged, key=lambda report: report.match or 0.0, default=None)
+        judged = [report for report in reports if report is not None]
+        return min(judged, key=lambda report: (report.error is None, report.match or 0.0), default=None)
 
     @property
     def text(self) -> str:

@@ -26,6 +26,7 @@ from .matching import AdapterLayer, change_of, check_shape, find_basis, on_devic
 from .methods import method as make_method
 from .methods.base import Method, Share, Unmergeable
 from .mixture import FusionMode, Ingredient
+from .parted import Parted
 from .source import AdapterSource, Source
 
 TOLERANCE = 2e-3  # fp16 leaves 4e-4 between two roundings of one unit vector, and less between two at right angles
@@ -50,7 +51,7 @@ def merged(
 
     weights: the base's, for layers without frames. Raises Unmergeable with the reason where it is none, Cancelled.
     """
-    parts = [(one.source.name, one.source.adapter, one.weight) for one in _adapters(ingredients)]
+    parts = _adapters(ingredients)
     template = _one_method([(name, adapter) for name, adapter, _ in parts], mode)
     how = mode if mode in template.merges else "sum"
     if how == "sum":
@@ -73,19 +74,29 @@ def merge_target(
     layer: str, parts: Sequence[Ingredient], mode: FusionMode, weight: Tensor | None, cache: BasisCache | None
 ) -> Tensor:
     """The layer's change (m, n), fp64, as the mode's formula asks for: the independent side of a check."""
-    members = [(one.source.name, one.source.adapter.layers[layer], one.weight) for one in _adapters(parts)]
-    method = parts[0].source.adapter.method
+    found = _adapters(parts)
+    members = [(name, adapter.layers[layer], share) for name, adapter, share in found]
+    method = found[0][1].method
     basis, shares = _in_one_basis(layer, members, method, weight, cache)
     return method.merge_target(mode, basis, shares)
 
 
-def _adapters(ingredients: Sequence[Ingredient]) -> list[Ingredient]:
-    """The ingredients that count. Raises Unmergeable where one is no adapter."""
-    live = [one for one in ingredients if one.weight]
-    for one in live:
-        if not isinstance(one.source, AdapterSource):
-            raise Unmergeable(f"{one.source.name} ({one.source.kind}) has no spectral parameters")
-    return live
+def _adapters(ingredients: Sequence[Ingredient]) -> list[tuple[str, Adapter, float]]:
+    """Name, adapter and weight of the ingredients that count. Raises Unmergeable where one is no adapter."""
+    return [(one.source.name, _adapter_of(one.source), one.weight) for one in ingredients if one.weight]
+
+
+def _adapter_of(source: Source) -> Adapter:
+    """The adapter, of a source limited to whole layers one of these layers."""
+    if isinstance(source, AdapterSource):
+        return source.adapter
+    if not isinstance(source, Parted):
+        raise Unmergeable(f"{source.name} ({source.kind}) has no spectral parameters")
+    if source.parts.has_columns or any(source.factor(name) != 1 for name in (*source.shapes, *source.gains)):
+        raise Unmergeable(f"parts of {source.name} have strengths of their own")
+    whole = _adapter_of(source.source)
+    layers = {name: layer for name, layer in whole.layers.items() if name in source.shapes}
+    return replace(whole, layers=layers, gains={n: gain for n, gain in whole.gains.items() if n in source.gains})
 
 
 def _one_method(adapters: Sequence[tuple[str, Adapter]], mode: FusionMode) -> Method:
