@@ -13,7 +13,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -280,7 +280,7 @@ def header_bytes(metadata: Mapping[str, str], entries: Mapping[str, Entry]) -> b
     return len(text).to_bytes(8, "little") + text
 
 
-def write(path: Path, parts: list[bytes], *, overwrite: bool) -> None:
+def write(path: Path, parts: Iterable[bytes], *, overwrite: bool) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename.
 
     Refuses to replace an existing file unless `overwrite`. On any failure nothing is left behind.

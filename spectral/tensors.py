@@ -28,7 +28,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I32": torch.int32,
 }
-_SIZES = {code: torch.empty(0, dtype=dtype).element_size() for code, dtype in _DTYPES.items()}
+SIZES = {code: torch.empty(0, dtype=dtype).element_size() for code, dtype in _DTYPES.items()}
 
 
 class TensorFile:
@@ -41,7 +41,7 @@ class TensorFile:
         self.path = Path(path)
         with open_file(self.path) as f:
             header = read_header(f, self.path, kind_of_bytes, strict=False)
-            self._entries = layout(header, self.path, _SIZES)
+            self._entries = layout(header, self.path, SIZES)
             self._begin = len(header.raw)
             self._stamp = _stamp(f)
             self._check_numbers(f)
