@@ -17,8 +17,6 @@ from .adapters import Use
 from .mixing import mixture
 from .prepare import connected
 
-_SIZE = (1200, 800)  # pixels
-
 
 @dataclass(frozen=True)
 class Compared:
@@ -36,4 +34,4 @@ def compared(uses: Sequence[Use], model: ModelPatcher, clip: CLIP | None) -> Com
     with work.interruptible():
         found = conflict(mixed.sources, weights, cache=BasisCache(), progress=work.progress(), cancelled=work.cancelled)
     text = "\n".join([found.text, *mixed.notes])
-    return Compared(conflict_plot.draw(found, _SIZE), found.sentence, text)
+    return Compared(conflict_plot.draw(found), found.sentence, text)

@@ -88,7 +88,7 @@ def fused(
         )
     use = Use(Held.made(made), made.name)
     applied = apply_uses((use,), model, clip, on_mismatch)
-    lines = [made.text, *lines]
+    lines = [made.text, *lines, applied.text]
     if checked:
         with work.interruptible():
             lines.append(_verified(made, mixed, wanted, weights, moments, cache))

@@ -168,10 +168,10 @@ def _require(source: Source, weights: Weights | None) -> None:
     """Raises SettingError where the source needs weights of a model that is not connected."""
     lacking = [layer for layer in source.shapes if source.needs_weight(layer) and layer not in (weights or {})]
     if lacking:
-        what = "model" if weights is None else "clip or another model"
+        what = "the model" if weights is None else "its CLIP, or the model it was trained on"
         raise SettingError(
             f"{source.name}: the change of {len(lacking)} layers, such as {lacking[0]}, is known only with the base "
-            f"model's weights. Connect {what}, or save it as native."
+            f"model's weights. Connect {what}. Native files need none, where strengths are 1."
         )
 
 

@@ -70,6 +70,11 @@ def _carried(
     source = use.source.open()
     if use.parts is not None:
         source = parted(source, use.parts)
+    if origin is None and (bare := next((layer for layer in source.shapes if source.needs_weight(layer)), None)):
+        raise SettingError(
+            f"found a {source.kind} file without directions of its own (layer {bare}), so its change is known only on "
+            "the model it was trained on. Connect that model to home_model, and its CLIP to home_clip."
+        )
     names = (*source.shapes, *source.gains)
     found = transfer(
         source,
