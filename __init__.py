@@ -21,12 +21,15 @@ if __package__:
             "columns": "Columns",
             "convert": "Export Residual to_diff to_lora",
             "errors": "AdapterFileError Cancelled SettingError SpectralError UnknownLayerError WrongBaseError",
+            "extract": "Extracted difference extract",
             "file": "load read_metadata save",
             "layer": "InjectedAdapter inject",
+            "live": "Live",
             "merge": "merge module_weights",
             "methods": "METHODS Method method",
             "occupied": "Occupied occupied",
             "stiefel": "StiefelAdam",
+            "transfer": "Transferred transfer",
         }.items()
         for name in names.split()
     }

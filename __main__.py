@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "datasets": (".trainer.datasets_cli", "list, check and fill folders of training pictures"),
     "ui": (".trainer.http.cli", "show the training panel in the browser"),
     "spectrum": (".trainer.spectrum_cli", "show which layers and singular directions a training moved"),
+    "extract": (".trainer.extract_cli", "make an adapter of a LoRA, a fine-tuned model or another adapter"),
+    "transfer": (".trainer.transfer_cli", "carry an adapter or a LoRA to a related base"),
     "job-child": (".trainer.jobs.child", None),
     "estimate-server": (".trainer.estimate_server", None),
 }

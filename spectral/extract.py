@@ -6,7 +6,7 @@ the share of its energy that they hold: 1 - ||D - D'||^2 / ||D||^2, with D' the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,7 @@ def extract(
     weights: Mapping[str, WeightSource],
     method: Method,
     *,
+    only: Collection[str] | None = None,
     base_name: str = "",
     base_hash: str = "",
     cache: BasisCache | None = None,
@@ -84,14 +85,15 @@ def extract(
 ) -> Extracted:
     """The adapter of `method` whose change comes nearest to that of `source`, on the layers that `weights` has.
 
-    weights: {layer: the base's untouched weight}. svdiff, additive and rotation are the optimum for their columns, soda
+    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. svdiff, additive and rotation are the optimum for their columns, soda
     is a local one (see `fit`). Parameters are rounded to fp16 as files hold them, so the numbers are those of the file.
     Frames are kept for methods with portable files; of the others the evidence is made at once, so that no more than
     some layers are in memory. base_name and base_hash go into the adapter's metadata.
     Raises WrongBaseError where no layer is shared, a shape differs or the source refuses this base; SettingError for
     columns that do not fit; Cancelled.
     """
-    shared = [name for name in source.shapes if name in weights]
+    asked = [name for name in source.shapes if only is None or name in only]
+    shared = [name for name in asked if name in weights]
     if not shared:
         raise WrongBaseError(_nothing_shared(source, weights))
     if any(source.needs_weight(name) for name in shared):
@@ -119,7 +121,7 @@ def extract(
         adapter,
         {name: 1 - missed / size for name, (missed, size) in energy.items()},
         1 - sum(missed for missed, _ in energy.values()) / sum(size for _, size in energy.values()),
-        missing=tuple(name for name in source.shapes if name not in weights),
+        missing=tuple(name for name in asked if name not in weights),
         unchanged=tuple(name for name in shared if name not in layers),
         left_out=tuple(name for name in source.gains if name not in gains),
     )

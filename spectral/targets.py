@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, get_args
 
 from torch import nn
@@ -43,9 +43,7 @@ def select(module: nn.Module, targets: Targets) -> list[str]:
     if callable(targets):
         chosen = [path for path, m in layers.items() if targets(path, m)]
     else:
-        pattern = _pattern(targets)
-        linear_only = targets in get_args(Preset) and targets != "all"
-        chosen = [p for p, m in layers.items() if pattern.search(p) and not (linear_only and isinstance(m, nn.Conv2d))]
+        chosen = matching({path: isinstance(m, nn.Conv2d) for path, m in layers.items()}, targets)
     if not chosen:
         raise SettingError(
             f"targets={targets!r} chose no layer of {type(module).__name__}, which has {len(layers)} Linear and Conv2d "
@@ -53,6 +51,16 @@ def select(module: nn.Module, targets: Targets) -> list[str]:
             "regular expression that matches such paths"
         )
     return chosen
+
+
+def matching(paths: Mapping[str, bool], targets: str) -> list[str]:
+    """The same choice by paths alone, for weights without their modules: {path: whether it is a convolution}.
+
+    Raises SettingError for what is no regular expression.
+    """
+    pattern = _pattern(targets)
+    linear_only = targets in get_args(Preset) and targets != "all"
+    return [path for path, conv in paths.items() if pattern.search(path) and not (linear_only and conv)]
 
 
 def select_norms(module: nn.Module, targets: Targets, chosen: Iterable[str]) -> list[str]:
