@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { comfyHost } from "./comfyui/host.js";
 import { NOTIFY, notices } from "./comfyui/notices.js";
+import { refreshRows, rowsWidget } from "./comfyui/rows.js";
 
 const TAB = "spectral-adapters";
 const OPEN = "SpectralAdapters.OpenPanel";
@@ -38,6 +39,8 @@ app.registerExtension({
   ],
   commands: [{ id: OPEN, label: "Open the Spectral Adapters panel", icon: "pi pi-chart-line", function: openPanel }],
   menuCommands: [{ path: ["Extensions"], commands: [OPEN] }],
+  getCustomWidgets: () => ({ SPECTRAL_ADAPTER_ROWS: rowsWidget }),
+  refreshComboInNodes: refreshRows,
   setup() {
     app.extensionManager.sidebarTab.registerSidebarTab({
       id: TAB,
