@@ -70,10 +70,13 @@ class Plan:
 
     def collisions(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """What really came out: every two concepts that share columns, with these."""
-        k = self.pool or self.start + self.rank * len(self.concepts)
-        columns = [(each.name, set(Columns.parse(each.columns).resolve(k))) for each in self.concepts]
+        columns = [(each.name, set(self._resolved(each))) for each in self.concepts]
         pairs = ((a, b, tuple(sorted(one & other))) for (a, one), (b, other) in combinations(columns, 2))
         return [pair for pair in pairs if pair[2]]
+
+    def _resolved(self, planned: Planned) -> tuple[int, ...]:
+        """A concept's columns, one by one, in layers that are large enough for the plan."""
+        return Columns.parse(planned.columns).resolve(self.pool or self.start + self.rank * len(self.concepts))
 
     @property
     def text(self) -> str:
@@ -104,7 +107,10 @@ class Plan:
         return {
             "format": FORMAT,
             **{name: getattr(self, name) for name in ("how", "rank", "start", "pool", "seed")},
-            "concepts": [{"name": each.name, "columns": each.columns} for each in self.concepts],
+            "concepts": [
+                {"name": each.name, "columns": each.columns, "indices": list(self._resolved(each))}
+                for each in self.concepts
+            ],
             "odds": self.odds,
             "collisions": [{"a": a, "b": b, "columns": list(shared)} for a, b, shared in self.collisions()],
             "said": self.said,
