@@ -61,7 +61,7 @@ class Library {
       label: t("adapters.kinds"), value: "all", test: "adapters-kind", onChange: (kind) => this.#show(kind),
       options: ["all", "spectral", "foreign"].map((value) => ({ value, label: t(`adapters.kind.${value}`) })),
     });
-    const find = h("div", { class: "search-row grow" }, icon("search"), this.search.root);
+    const find = h("div", { class: "row search-row grow" }, icon("search"), this.search.root);
     this.count = h("span", { class: "muted small", role: "status", "data-test": "adapters-count" });
     this.list = h("ul", { class: "adapter-rows", "data-test": "adapters", onKeydown: (event) => this.#key(event) });
     this.said = h("div", null, spinner(t("loading")));

@@ -2,8 +2,10 @@
 
 import { COLOUR_NAMES, colourName } from "./swatches.js";
 
-const STRIPE = 3; // pixels, of each colour
-const FAINTEST = 0.12;
+const SIDE = 12; // pixels of a tile of stripes
+// The least strength of a cell, and of one that is used twice: a small part is to be seen too.
+const FAINTEST = 0.15;
+const FAINTEST_SHARED = 0.5;
 
 /**
  * Each cell in the colour of the adapter that moves most there, stronger where it is more of that adapter's change.
@@ -11,22 +13,25 @@ const FAINTEST = 0.12;
  */
 export function conflictPainter() {
   let tops = [];
-  const stripes = new Map();
+  const tiles = new Map();
   const prepare = (rows) => {
     const count = rows[0]?.values[0]?.length ?? 0;
     const top = (i) => Math.max(1e-30, ...rows.flatMap(({ values }) => values.map((cell) => cell[i])));
     tops = Array.from({ length: count }, (_, i) => top(i));
-    stripes.clear();
+    tiles.clear();
   };
   const draw = (g, colours, { layer, index, x, y, width, height }) => {
     const order = strongest(layer.values[index], tops);
     const [first, second] = order;
     // By the root, or one strong column would hide all others.
-    g.globalAlpha = Math.max(FAINTEST, Math.sqrt(first.part));
-    if (layer.shared[index] > 0 && second) {
-      g.globalAlpha = Math.max(0.35, Math.sqrt(first.part));
-      g.fillStyle = striped(g, stripes, colours, first.place, second.place);
-    } else g.fillStyle = colours[colourName(first.place)];
+    const shared = layer.shared[index] > 0 && second;
+    const own = colours[colourName(first.place)];
+    g.globalAlpha = Math.max(shared ? FAINTEST_SHARED : FAINTEST, Math.sqrt(first.part));
+    g.fillStyle = shared ? stripesOf(g, tiles, own, colours[colourName(second.place)]) : own;
+    g.fillRect(x, y, width, height);
+    if (!shared) return;
+    g.globalAlpha = 1;
+    g.fillStyle = warningLines(g, tiles, colours.clash);
     g.fillRect(x, y, width, height);
   };
   return { colours: [...COLOUR_NAMES, "clash"], prepare, draw };
@@ -38,34 +43,37 @@ function strongest(values, tops) {
   return found.sort((a, b) => b.part - a.part);
 }
 
-/** Diagonal stripes of two adapters' colours with a line of the warning colour between. */
-function striped(g, known, colours, a, b) {
-  const pair = [a, b].sort((x, y) => x - y);
-  const key = pair.map((place) => colours[colourName(place)]).join();
-  if (!known.has(key)) known.set(key, g.createPattern(tile(colours, pair), "repeat"));
+/** The tile of a pattern, made once for its colours: stripes of two adapters' colours, or the warning's lines alone. */
+function pattern(g, known, key, paint) {
+  if (!known.has(key)) {
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = SIDE;
+    paint(canvas.getContext("2d"));
+    known.set(key, g.createPattern(canvas, "repeat"));
+  }
   return known.get(key);
 }
 
-function tile(colours, [a, b]) {
-  const side = 4 * STRIPE;
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = side;
-  const g = canvas.getContext("2d");
-  g.fillStyle = colours[colourName(a)];
-  g.fillRect(0, 0, side, side);
-  diagonals(g, colours[colourName(b)], side / 2, side / 2, side);
-  diagonals(g, colours.clash, side / 4, 2, side);
-  return canvas;
+function stripesOf(g, known, one, other) {
+  return pattern(g, known, `${one} ${other}`, (tile) => {
+    tile.fillStyle = one;
+    tile.fillRect(0, 0, SIDE, SIDE);
+    diagonals(tile, other, SIDE / 2, SIDE / 2);
+  });
 }
 
-/** Lines x + y = at, at + side, ..., so that the tile can be repeated without a seam. */
-function diagonals(g, colour, at, width, side) {
+function warningLines(g, known, colour) {
+  return pattern(g, known, colour, (tile) => diagonals(tile, colour, SIDE / 4, 2.2));
+}
+
+/** Lines x + y = at, at + SIDE, ..., so that the tile can be repeated without a seam. */
+function diagonals(g, colour, at, width) {
   g.strokeStyle = colour;
   g.lineWidth = width * Math.SQRT1_2;
-  for (let sum = at - side; sum <= at + 2 * side; sum += side) {
+  for (let sum = at - SIDE; sum <= at + 2 * SIDE; sum += SIDE) {
     g.beginPath();
-    g.moveTo(sum + side, -side);
-    g.lineTo(sum - 2 * side, 2 * side);
+    g.moveTo(sum + SIDE, -SIDE);
+    g.lineTo(sum - 2 * SIDE, 2 * SIDE);
     g.stroke();
   }
 }

@@ -1,6 +1,7 @@
 /** Making one file of several: how, under which name, and what came of it. */
 
-import { act } from "./act.js";
+import { act, copyText } from "./act.js";
+import { isOther } from "./adapters.js";
 import { ApiError } from "./api.js";
 import { plainName } from "./catalogue.js";
 import { busy, button, combo, field, note, numberInput, segmented, textInput } from "./controls.js";
@@ -145,7 +146,6 @@ export class FusePart {
     this.stamp = stamp;
     if (job?.status !== "finished") return;
     this.files = [];
-    this.ctx.host.refreshAdapters?.();
     clear(this.result, fusedResult(this.ctx, job));
   }
 }
@@ -159,20 +159,29 @@ export function fusedResult(ctx, job) {
   const { t } = ctx;
   const { adapter, text } = job;
   const report = h("p", { class: "said small", "data-test": "fuse-report" }, text);
-  if (!adapter) return note("ok", t("fuse.done"), report);
-  const use = () => useAdapter(ctx, adapter.name);
-  const label = ctx.host.useInGraph ? t("done.use") : t("done.copyName");
-  const shape = ctx.host.useInGraph ? "plus" : "copy";
-  const open = () => ctx.go("adapter", { name: adapter.name });
-  return note(
-    "ok",
-    t("fuse.made", { name: adapter.name }),
-    report,
-    h(
-      "div",
-      { class: "row wrap" },
-      button({ label, icon: shape, kind: "primary", onClick: use, test: "fuse-use" }),
-      button({ label: t("fuse.open"), icon: "file", onClick: open, test: "fuse-open" }),
-    ),
-  );
+  const onward = h("div", { class: "row wrap" });
+  if (adapter) offer(ctx, adapter, onward);
+  return note("ok", adapter ? t("fuse.made", { name: adapter.name }) : t("fuse.done"), report, onward);
+}
+
+/** What can be done with a file that was made, once the list says under which name it is known. */
+async function offer(ctx, { name, path }, onward) {
+  const { t } = ctx;
+  const copy = () => copyText(ctx, path);
+  const rest = [button({ label: t("done.copyPath"), icon: "copy", onClick: copy, test: "fuse-copy" })];
+  try {
+    const listed = (await ctx.catalogue.list()).find((file) => file.name === name || file.name.endsWith(`/${name}`));
+    if (listed) {
+      const open = () => ctx.go("adapter", { name: listed.name });
+      rest.unshift(button({ label: t("fuse.open"), icon: "file", onClick: open, test: "fuse-open" }));
+    }
+    if (listed && !isOther(listed) && ctx.host.useInGraph) {
+      const use = () => useAdapter(ctx, listed.name);
+      rest.unshift(button({ label: t("done.use"), icon: "plus", kind: "primary", onClick: use, test: "fuse-use" }));
+    }
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    ctx.toast("error", error.message);
+  }
+  clear(onward, rest);
 }

@@ -48,12 +48,12 @@ class MixPage {
       request: () => this.#ingredients(),
       made: (id) => this.#keep({ fuse: id }),
     });
-    const parts = [h("h2", null, t("mix.what")), this.list, this.said, this.#base()];
-    const what = h("section", { class: "card stack" }, parts);
+    const inputs = [h("h2", null, t("mix.what")), this.list, this.said, this.#base()];
+    const what = h("section", { class: "card stack" }, inputs);
     const where = h("section", { class: "card stack" }, h("h2", null, t("mix.where")), this.#ask());
     const side = h("div", { class: "stack" }, what, where);
-    const columns = h("div", { class: "job-columns halves" }, side, this.fuse.root);
-    this.root = h("div", { class: "view stack", "data-test": "mix" }, head, columns, this.conflict.root);
+    const parts = h("div", { class: "mix-parts" }, side, this.conflict.root, this.fuse.root);
+    this.root = h("div", { class: "view stack", "data-test": "mix" }, head, parts);
   }
 
   #base() {
