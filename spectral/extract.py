@@ -19,6 +19,7 @@ from .change import Change, distance, norm
 from .errors import UnknownLayerError, WrongBaseError
 from .evidence import make_evidence
 from .gains import Gain, gain_fingerprint
+from .hostmeta import WRITTEN
 from .matching import change_of, check_fits, on_device
 from .methods import Method
 from .source import Source
@@ -28,6 +29,7 @@ from .stream import with_bases
 _OF_THE_FILE = {
     f"modelspec.{key}" for key in ("hash_sha256", "date", "architecture", "implementation", "sai_model_spec")
 }
+_DESCRIPTION = "modelspec.description"
 _WORDS = "spectral.trigger_words"
 
 
@@ -85,10 +87,11 @@ def extract(
 ) -> Extracted:
     """The adapter of `method` whose change comes nearest to that of `source`, on the layers that `weights` has.
 
-    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. svdiff, additive and rotation are the optimum for their columns, soda
-    is a local one (see `fit`). Parameters are rounded to fp16 as files hold them, so the numbers are those of the file.
-    Frames are kept for methods with portable files; of the others the evidence is made at once, so that no more than
-    some layers are in memory. base_name and base_hash go into the adapter's metadata.
+    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. svdiff, additive and
+    rotation are the optimum for their columns, soda is a local one (see `fit`). Parameters are rounded to fp16 as files
+    hold them, so the numbers are those of the file. Frames are kept for methods with portable files; of the others the
+    evidence is made at once, so that no more than some layers are in memory. base_name and base_hash go into the
+    adapter's metadata.
     Raises WrongBaseError where no layer is shared, a shape differs or the source refuses this base; SettingError for
     columns that do not fit; Cancelled.
     """
@@ -114,13 +117,14 @@ def extract(
         raise WrongBaseError(f"{source.name} changes none of the {len(shared)} layers it shares with this base")
     norms = [name for name in source.gains if name in weights] if method.shifts_gains else []
     gains = {name: Gain(name, source.gain(name), gain_fingerprint(fetch(weights[name]))) for name in norms}
+    held = 1 - sum(missed for missed, _ in energy.values()) / sum(size for _, size in energy.values())
+    said = f"Extracted from {source.name} ({source.kind}): holds {percent(held)} of the energy of its change"
     base = {"spectral.base_name": base_name, "spectral.base_hash": base_hash}
-    metadata = told_of(source) | {key: value for key, value in base.items() if value}
-    adapter = Adapter(method, layers, metadata, gains=gains)
+    metadata = {_DESCRIPTION: said} | told_of(source) | {key: text for key, text in base.items() if text}
     return Extracted(
-        adapter,
+        Adapter(method, layers, metadata, gains=gains),
         {name: 1 - missed / size for name, (missed, size) in energy.items()},
-        1 - sum(missed for missed, _ in energy.values()) / sum(size for _, size in energy.values()),
+        held,
         missing=tuple(name for name in asked if name not in weights),
         unchanged=tuple(name for name in shared if name not in layers),
         left_out=tuple(name for name in source.gains if name not in gains),
@@ -227,6 +231,8 @@ def _plain(change: Change) -> Change:
 def told_of(source: Source) -> dict[str, str]:
     """What the source's metadata says to people, and its trigger words; nothing of its base or of its file."""
     kept = {key: text for key, text in source.metadata.items() if key.startswith("modelspec.") or key == _WORDS}
+    if kept.get(_DESCRIPTION, "").startswith(WRITTEN):
+        del kept[_DESCRIPTION]
     return {key: text for key, text in kept.items() if key not in _OF_THE_FILE}
 
 

@@ -17,6 +17,7 @@ from .names import Family
 
 MODELSPEC_VERSION = "1.0.1"
 IMPLEMENTATION = "spectral_adapters"
+WRITTEN = "Spectral adapter, method"  # how the description begins that nobody gave
 # kohya writes ".../lora" for every network module and UIs filter by exactly these strings.
 _ARCHITECTURE: dict[Family, str] = {
     "sd1": "stable-diffusion-v1/lora",
@@ -47,7 +48,7 @@ def host_metadata(facts: Facts, given: Mapping[str, str]) -> dict[str, str]:
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.title": facts.name,
         "modelspec.date": datetime.now(timezone.utc).replace(microsecond=0, tzinfo=None).isoformat() + "Z",
-        "modelspec.description": f"Spectral adapter, method {facts.method}",
+        "modelspec.description": f"{WRITTEN} {facts.method}",
         "ss_output_name": facts.name,
         "ss_network_module": IMPLEMENTATION,
         "ss_network_args": f'{{"method": "{facts.method}"}}',
