@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .basis import Basis, decompose
-from .cache import BasisCache
+from .basis import Basis
 from .change import Change, norm
 from .matching import on_device
 from .source import AdapterSource, Source
@@ -95,9 +94,8 @@ def energies(change: Change, u: Tensor, v: Tensor) -> tuple[Tensor, float]:
     return (to_row.sum(1) + (squares - to_row).sum(0) + outside).cpu().double(), max(0.0, total)
 
 
-def base_frame(weight: Tensor, cache: BasisCache | None = None) -> Frame:
+def base_frame(basis: Basis) -> Frame:
     """All directions of a base's weight."""
-    basis = decompose(weight, None, cache=cache)
     return Frame(basis.u, basis.v, basis.columns, basis.k)
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from . import conflict_rows, conflict_text
-from .basis import Basis, Progress, WeightSource, fetch
+from .basis import Basis, Progress, WeightSource
 from .blocks import Place, place
 from .cache import BasisCache
 from .change import Change, inner
@@ -34,6 +34,7 @@ from .methods.base import matrix_shape
 from .names import guess_family
 from .source import Source
 from .spectrum import band_edges
+from .stream import with_bases
 from .threads import single_threaded
 
 MOST = 16  # adapters that are compared at once
@@ -158,11 +159,8 @@ def conflict(
     shapes = _shapes(sources)
     family, found, apart = guess_family(shapes), [], 0
     with contextlib.nullcontext() if weights else single_threaded():
-        for i, layer in enumerate(shapes):
-            if cancelled is not None and cancelled():
-                raise Cancelled("the comparison was cancelled; nothing was changed")
-            weight = None if weights is None else _weight(weights, layer, sources)
-            uses, meetings, differ = _layer(sources, layer, weight, cache)
+        for i, (layer, weight, basis) in enumerate(_streamed(sources, shapes, weights, cache, cancelled)):
+            uses, meetings, differ = _layer(sources, layer, weight, basis, cache)
             found.append(LayerConflict(layer, place(layer, family), min(shapes[layer]), uses, meetings))
             apart += differ
             if progress is not None:
@@ -198,24 +196,37 @@ def _names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def _weight(weights: Mapping[str, WeightSource], layer: str, sources: Sequence[Source]) -> Tensor:
-    if layer not in weights:
-        who = next(source.name for source in sources if layer in source.shapes)
-        raise WrongBaseError(
-            f"the base has no layer {layer}, which {who} changes; compare with the kind of base it was made for"
-        )
-    return fetch(weights[layer])
+def _streamed(
+    sources: Sequence[Source],
+    layers: Iterable[str],
+    weights: Mapping[str, WeightSource] | None,
+    cache: BasisCache | None,
+    cancelled: Callable[[], bool] | None,
+) -> Iterator[tuple[str, Tensor | None, Basis | None]]:
+    """Each layer with the base's weight and its whole basis, where there is a base."""
+    if weights is not None:
+        if missing := next((layer for layer in layers if layer not in weights), None):
+            who = next(source.name for source in sources if missing in source.shapes)
+            raise WrongBaseError(
+                f"the base has no layer {missing}, which {who} changes; compare with the kind of base it was made for"
+            )
+        yield from with_bases(list(layers), weights, None, cache=cache, cancelled=cancelled)
+        return
+    for layer in layers:
+        if cancelled is not None and cancelled():
+            raise Cancelled("the comparison was cancelled; nothing was changed")
+        yield layer, None, None
 
 
 def _layer(
-    sources: Sequence[Source], layer: str, weight: Tensor | None, cache: BasisCache | None
+    sources: Sequence[Source], layer: str, weight: Tensor | None, basis: Basis | None, cache: BasisCache | None
 ) -> tuple[tuple[Use | None, ...], tuple[Meeting, ...], bool]:
     """Everyone's use of the columns, every two together, and whether the files' directions do not fit each other."""
     touching = [i for i, source in enumerate(sources) if layer in source.shapes]
     changes = {i: _change(sources[i], layer, weight, cache) for i in touching}
     own = {i: sources[i].frames(layer) for i in touching}
-    if weight is not None:
-        frame, differ = base_frame(weight, cache), False
+    if basis is not None:
+        frame, differ = base_frame(basis), False
     else:
         carried = [basis for basis in own.values() if basis is not None]
         frame = files_frame(carried)

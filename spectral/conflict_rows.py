@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,12 @@ FORMAT = 1
 
 
 def as_json(found: Conflict) -> dict[str, Any]:
-    """{format, adapters, based, apart, bands, rows, layers, pairs, cosine, overlap, sentence, notes}.
+    """{format, adapters, based, apart, bands, rows, layers, pairs, cosine, overlap, interference, sentence, notes}.
 
     Energies in rows and layers are shares of the adapter's whole change, so that all adapters have one scale; what is
     not known is null.
     """
-    n = len(found.members)
+    edges = found.edges
     return {
         "format": FORMAT,
         "adapters": [
@@ -37,12 +38,11 @@ def as_json(found: Conflict) -> dict[str, Any]:
         ],
         "based": found.based,
         "apart": found.apart,
-        "bands": [{"first": first, "last": last} for first, last in _bands(found.edges)],
+        "bands": [{"first": first, "last": last} for first, last in _bands(edges)],
         "rows": rows(found),
-        "layers": [_layer(found, layer) for layer in found.layers],
+        "layers": [_layer(found, layer, edges) for layer in found.layers],
         "pairs": [_pair(pair) for pair in found.pairs],
-        "cosine": _matrix(n, 1.0, ((p.a, p.b, p.cosine) for p in found.pairs)),
-        "overlap": _matrix(n, 1.0, ((p.a, p.b, p.overlap) for p in found.pairs)),
+        **matrices(found),
         "sentence": found.sentence,
         "notes": found.notes,
     }
@@ -58,7 +58,8 @@ def rows(found: Conflict) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[LayerConflict]] = defaultdict(list)
     for layer in sorted(found.layers, key=lambda layer: layer.place.order):
         groups[layer.place.block, layer.place.work].append(layer)
-    return [_row(found, layers) for layers in groups.values()]
+    edges = found.edges
+    return [_row(found, layers, edges) for layers in groups.values()]
 
 
 def spans(columns: Iterable[int]) -> list[list[int]]:
@@ -72,12 +73,12 @@ def spans(columns: Iterable[int]) -> list[list[int]]:
     return found
 
 
-def _row(found: Conflict, layers: Sequence[LayerConflict]) -> dict[str, Any]:
-    first, edges, n = layers[0], found.edges, len(found.members)
+def _row(found: Conflict, layers: Sequence[LayerConflict], edges: Sequence[int]) -> dict[str, Any]:
+    first, n = layers[0], len(found.members)
     bands = [[0.0] * len(edges) for _ in range(n)]
     shared = [0] * len(edges)
     for layer in layers:
-        for i, values in enumerate(_by_band(found, layer)):
+        for i, values in enumerate(_by_band(found, layer, edges)):
             bands[i] = [a + b for a, b in zip(bands[i], values)] if values is not None else bands[i]
         for column, count in _shared(layer).items():
             shared[_band(edges, column)] += count
@@ -93,7 +94,7 @@ def _row(found: Conflict, layers: Sequence[LayerConflict]) -> dict[str, Any]:
     }
 
 
-def _layer(found: Conflict, layer: LayerConflict) -> dict[str, Any]:
+def _layer(found: Conflict, layer: LayerConflict, edges: Sequence[int]) -> dict[str, Any]:
     return {
         "name": layer.name,
         "block": layer.place.block,
@@ -103,7 +104,7 @@ def _layer(found: Conflict, layer: LayerConflict) -> dict[str, Any]:
         "norms": [None if use is None else use.total**0.5 for use in layer.uses],
         "shares": [_share(found, layer, i) for i in range(len(found.members))],
         "used": [None if use is None or use.used is None else spans(sorted(use.used)) for use in layer.uses],
-        "bands": _by_band(found, layer),
+        "bands": _by_band(found, layer, edges),
         "pairs": [_meeting(layer, meeting) for meeting in layer.meetings],
     }
 
@@ -132,14 +133,14 @@ def _pair(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _by_band(found: Conflict, layer: LayerConflict) -> list[list[float] | None]:
+def _by_band(found: Conflict, layer: LayerConflict, edges: Sequence[int]) -> list[list[float] | None]:
     """By adapter, the share of its whole change in each band of this layer; None where it leaves the layer alone."""
-    edges, made = torch.tensor(found.edges), []
+    starts, made = torch.tensor(edges), []
     for member, use in zip(found.members, layer.uses):
         if use is None:
             made.append(None)
             continue
-        band = torch.bucketize(use.columns, edges, right=True) - 1
+        band = torch.bucketize(use.columns, starts, right=True) - 1
         sums = torch.zeros(len(edges), dtype=torch.float64).index_add_(0, band, use.energy)
         made.append((sums / max(member.norm**2, 1e-300)).tolist())
     return made
@@ -177,11 +178,18 @@ def _bands(edges: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _band(edges: Sequence[int], column: int) -> int:
-    return int(torch.bucketize(torch.tensor(column), torch.tensor(edges), right=True)) - 1
+    return bisect_right(edges, column) - 1
 
 
-def _matrix(n: int, diagonal: float, values: Iterable[tuple[int, int, float | None]]) -> list[list[float | None]]:
-    made: list[list[float | None]] = [[diagonal if i == j else None for j in range(n)] for i in range(n)]
-    for a, b, value in values:
-        made[a][b] = made[b][a] = value
+def matrices(found: Conflict) -> dict[str, list[list[float | None]]]:
+    """Adapters by adapters: cosine, overlap, and interference: how much of the row's lies on the column's columns."""
+    n = len(found.members)
+    made = {name: [[None] * n for _ in range(n)] for name in ("cosine", "overlap", "interference")}
+    for i in range(n):
+        made["cosine"][i][i] = made["overlap"][i][i] = made["interference"][i][i] = 1.0
+    for pair in found.pairs:
+        a, b = pair.a, pair.b
+        made["cosine"][a][b] = made["cosine"][b][a] = pair.cosine
+        made["overlap"][a][b] = made["overlap"][b][a] = pair.overlap
+        made["interference"][a][b], made["interference"][b][a] = pair.interference
     return made

@@ -92,7 +92,7 @@ def text(found: Conflict) -> str:
     width = max(len(m.name) for m in found.members)
     for m in found.members:
         layers = f"{m.layers:,} layer{_s(m.layers)}"
-        lines.append(f"  {m.name:{width}}  {m.kind:9}  {layers:>12}  {_columns(m)}")
+        lines.append(f"  {m.name:{width}}  {m.kind:9}  {layers:>12}  {columns_text(m)}")
     lines += ["", f"  {'':{2 * width + 3}}  overlap   cosine  interference"]
     for pair in found.pairs:
         a, b = found.members[pair.a].name, found.members[pair.b].name
@@ -127,7 +127,8 @@ def _unmeasured(a: Member, b: Member, pair: Pair) -> tuple[str, str]:
     return ", and ".join(said) or "cannot be compared by their files alone", "; give the base to see their columns"
 
 
-def _columns(m: Member) -> str:
+def columns_text(m: Member) -> str:
+    """Which columns an adapter uses, or how many."""
     if m.width is None:
         return "columns not known"
     if m.columns is not None and not m.measured:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import files
 from .addresses import THUMB, both, file_address
 from .jobs.job import LOG, SILENT
+from .mixing import PICTURE
 from .overview import LOSS, SHEET
 from .sample_files import read_samples
 
@@ -35,7 +36,7 @@ def summary(entry: Entry, course: Course) -> dict[str, Any]:
         "steps": seen["steps"] or (job.spec.get("steps") if job.kind == "train" else None),
         **{name: seen[name] for name in _SEEN},
         "resumable": bool(state.resumable),
-        "adapter": None if job.kind == "grid" else adapter(state.adapter),
+        "adapter": None if job.kind in ("grid", "conflict") else adapter(state.adapter),
         "cover": cover(entry),
         "unresponsive": entry.silence() > SILENT,
     }
@@ -101,7 +102,9 @@ def grid(entry: Entry) -> dict[str, Any]:
 
 
 def cover(entry: Entry) -> str | None:
-    """A small picture that stands for the job: the last sample of the first prompt, or a grid's sheet."""
+    """A small picture that stands for the job: the last sample of the first prompt, a grid's sheet, a heat map."""
+    if entry.job.kind == "conflict":
+        return file_address(entry.id, entry.run / PICTURE, PICTURE, size=THUMB)
     first = [found for found in read_samples(entry.run / "samples") if found.number == 1]
     if not first:
         return file_address(entry.id, entry.run / SHEET, SHEET, size=THUMB)

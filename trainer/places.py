@@ -22,6 +22,8 @@ TINY = "tiny"
 ROOTS_FILE = "roots.json"
 SUFFIX = ".safetensors"
 LORA_SUFFIX = ".lora.safetensors"  # of exports, which are no adapters of ours
+LORAS = "loras"  # before the names of LoRA files
+PLANS, PLAN_SUFFIX = "plans", ".json"
 LONGEST_NAME = 100  # characters
 _LONGEST_BYTES = 200  # file systems take 255; "-2" and a suffix come behind
 _MOST_PARTS = 8  # of a dataset's id
@@ -130,9 +132,9 @@ def _is_there(folder: Path, name: str) -> bool:
 class Places:
     """Where everything lies. The mappings are asked anew each time, since files come and go.
 
-    home: jobs, queue, trash, thumbnails. roots: folders that hold datasets, by name. uploads: the root that new
+    home: jobs, queue, trash, thumbnails, plans. roots: folders that hold datasets, by name. uploads: the root that new
     datasets are made in. adapters: the folder finished adapters are written to. bases, adapter_files: by the names that
-    pages show.
+    pages show. lora_files: files of the LoRA family, named loras/NAME, which can be looked at and mixed.
     """
 
     home: Path
@@ -141,6 +143,7 @@ class Places:
     adapters: Path
     bases: Callable[[], Mapping[str, Path]]
     adapter_files: Callable[[], Mapping[str, Path]]
+    lora_files: Callable[[], Mapping[str, Path]] = dict
 
     def dataset(self, id: str) -> Path:
         """The folder of a dataset: "root", "root/sub" or deeper. Raises NameFault where there is none."""
@@ -172,6 +175,20 @@ class Places:
     def adapter(self, name: str) -> Path:
         """The file of a known adapter. Raises NameFault for any other name."""
         return _member(self.adapter_files(), name, "adapter")
+
+    def source(self, name: str) -> Path:
+        """The file of a known adapter, or of a LoRA by loras/NAME. Raises NameFault for any other name."""
+        known = self.adapter_files()
+        return _member(known if name in known else {**known, **self.lora_files()}, name, "adapter")
+
+    def plan(self, name: str) -> Path:
+        """The file of a plan of columns, by its name without the ending. Raises NameFault for any other name."""
+        return _member(self.plan_files(), name, "plan")
+
+    def plan_files(self) -> dict[str, Path]:
+        """The plans of columns, by name."""
+        found = sorted((self.home / PLANS).glob(f"*{PLAN_SUFFIX}"))
+        return {path.stem: path for path in found if is_shown(path.name)}
 
     def free_out(self, name: str, taken: Collection[Path] = ()) -> Path:
         """The first of adapters/NAME.safetensors, NAME-2, ... that neither exists nor is `taken` by a waiting job.
@@ -223,7 +240,13 @@ def standalone(home: Path, roots: Mapping[str, Path], models: Sequence[Path]) ->
         adapters=home / "adapters",
         bases=lambda: _bases(folders),
         adapter_files=lambda: _adapters(home / "adapters"),
+        lora_files=lambda: _loras(home / "adapters"),
     )
+
+
+def _loras(folder: Path) -> dict[str, Path]:
+    """The LoRAs that were exported beside the adapters."""
+    return {f"{LORAS}/{path.name}": path for path in sorted(folder.glob(f"*{LORA_SUFFIX}"))}
 
 
 def _adapters(folder: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from . import files, job_view
+from . import files, job_view, library, mix_request, mixing
 from .estimates import Estimates
 from .grid_request import FINAL, grid_request
 from .jobs.course import Course
@@ -29,7 +29,7 @@ from .outcome import (
     export_request,
     finished_adapter,
 )
-from .places import SUFFIX, check_name, inside
+from .places import SUFFIX, TINY, check_name, inside
 
 if TYPE_CHECKING:
     from .compare import Side
@@ -235,8 +235,38 @@ class Studio:
         return describe(self.places)
 
     def adapters(self) -> list[dict[str, Any]]:
-        """The adapter files there are."""
-        return [{"name": name, "bytes": _size(path)} for name, path in self.places.adapter_files().items()]
+        """The adapter files there are, and the LoRA files that can be mixed with them."""
+        return library.listing(self.places)
+
+    def mix_conflict(self, adapters: Sequence[str], base: str | None = None) -> Entry:
+        """Queue a comparison of adapters by name; one of the same files that is there already is taken again.
+
+        Raises SettingError for names that are not known, and for fewer than two.
+        """
+        asked = mixing.conflict_request(self.places, adapters, base)
+        spec = asked.as_json()
+        based = [Path(asked.base)] if asked.base not in (None, TINY) else []
+        same = mix_request.digest(["conflict", spec], [*(each.path for each in asked.adapters), *based])
+        with self._creating:
+            earlier = self.store.find(same) or self._compared(same)
+            if earlier is not None and earlier.state.status in (*UNDER_WAY, "finished"):
+                return earlier
+            name, request = mixing.title(adapters), {"adapters": list(adapters), "base": base}
+            return self._queue("conflict", name, spec, request, digest=same)
+
+    def mix_fuse(
+        self, adapters: Sequence[Mapping[str, Any]], base: str | None, name: str, asked: Mapping[str, Any]
+    ) -> tuple[Entry, str]:
+        """Queue a fusion of [{name, weight}] into a file; it, and a notice ("" for none). See `mixing.fuse_request`."""
+        with self._creating:
+            wanted = mixing.fuse_request(self.places, adapters, base, name, asked, self._taken())
+            request = {"adapters": [dict(row) for row in adapters], "base": base, "name": name, **asked}
+            entry = self._queue("fuse", wanted.out.stem, wanted.as_json(), request)
+        return entry, _renamed(name, wanted.out)
+
+    def conflict(self, id: str) -> dict[str, Any]:
+        """What a comparison found. Raises UnknownJob, SettingError, JobConflict where it is not done."""
+        return mixing.found(self.store.entry(id))
 
     def _side(self, id: str) -> Side:
         from .compare import Side
@@ -260,6 +290,19 @@ class Studio:
         )
         self.supervisor.wake()
         return entry
+
+    def _queue(
+        self, kind: Kind, name: str, spec: Mapping[str, Any], request: Mapping[str, Any], digest: str | None = None
+    ) -> Entry:
+        """Queue a job made of files, which needs no GPU."""
+        entry = self.store.add(kind, name, spec, request=request, device="cpu", digest=digest)
+        self.supervisor.wake()
+        return entry
+
+    def _compared(self, digest: str) -> Entry | None:
+        """A finished comparison of the same files whose result is still there."""
+        done = (entry for entry in self.store.entries() if entry.job.digest == digest)
+        return next((e for e in done if e.state.status == "finished" and (e.run / mixing.CONFLICT).is_file()), None)
 
     def _devices(self) -> list[dict[str, Any]]:
         working = {entry.state.device: entry.id for entry in self.store.active()}
@@ -302,13 +345,6 @@ def _renamed(wanted: str, out: Path) -> str:
     """What to tell someone whose adapter gets another name than was asked for."""
     name = check_name(wanted.removesuffix(SUFFIX), "name")
     return "" if out.stem == name else f"{name}{SUFFIX} exists already, or will; this one becomes {out.name}."
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

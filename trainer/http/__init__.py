@@ -17,9 +17,10 @@ __all__ = ["Access", "every_route", "routes"]
 
 def every_route() -> list[Route]:
     """All routes, as they are written down."""
-    from . import datasets, files, form, jobs, results
+    from . import datasets, files, form, jobs, library, mix, results
 
-    return [*jobs.ROUTES, *datasets.ROUTES, *form.ROUTES, *files.ROUTES, *results.ROUTES]
+    rooms = (jobs, datasets, form, files, results, library, mix)
+    return [route for room in rooms for route in room.ROUTES]
 
 
 def routes(studio: Studio, access: Access) -> list[web.RouteDef]:

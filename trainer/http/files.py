@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ...spectral.errors import SettingError
+from ..mixing import PICTURE
 from ..overview import LOSS, SHEET
 from ..places import inside
 from ..studio import Studio
@@ -38,6 +39,11 @@ def sheet(studio: Studio, call: Call) -> Picture:
     return _picture(studio, call, None, SHEET)
 
 
+def conflict(studio: Studio, call: Call) -> Picture:
+    """The picture of a comparison."""
+    return _picture(studio, call, None, PICTURE)
+
+
 def _picture(studio: Studio, call: Call, form: re.Pattern[str] | None, *parts: str) -> Picture:
     entry = studio.store.entry(call.path["id"])
     if form is not None and form.fullmatch(parts[-1]) is None:
@@ -68,4 +74,5 @@ ROUTES = (
     Route("GET", "/jobs/{id}/files/grid/{name}", cell, ("size", "v")),
     Route("GET", f"/jobs/{{id}}/files/{LOSS}", loss, ("size", "v")),
     Route("GET", f"/jobs/{{id}}/files/{SHEET}", sheet, ("size", "v")),
+    Route("GET", f"/jobs/{{id}}/files/{PICTURE}", conflict, ("size", "v")),
 )

@@ -1,4 +1,4 @@
-"""The process that works on one job: it trains, makes a grid, or exports, and says how that ended in result.json.
+"""The process that works on one job: it trains, makes a grid, exports, compares or fuses, and says how in result.json.
 
 Started by the supervisor as ``python PACK job-child FOLDER``. It outlives its host, gives a sign of life every few
 seconds, and ends politely on SIGTERM or when the file `stop` lies in the job's folder. Everything heavy is imported
@@ -133,8 +133,24 @@ def _export(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, 
     return _result(done.reason, done.text, resumable=done.resumable, adapter=done.path)
 
 
+def _conflict(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, Any]:
+    from ...spectral.cache import BasisCache
+    from ..mix_task import compare
+
+    done = compare(entry.job.spec, entry.run, listen, stop, BasisCache())
+    return _result(done.reason, done.text, resumable=done.resumable)
+
+
+def _fuse(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, Any]:
+    from ...spectral.cache import BasisCache
+    from ..mix_task import fuse
+
+    done = fuse(entry.job.spec, entry.run, listen, stop, BasisCache())
+    return _result(done.reason, done.text, resumable=done.resumable, adapter=done.path)
+
+
 _KINDS: dict[str, Callable[[Entry, _Told, Callable[[], bool]], dict[str, Any]]] = {
-    "train": _train, "grid": _grid, "export": _export,
+    "train": _train, "grid": _grid, "export": _export, "conflict": _conflict, "fuse": _fuse,
 }  # fmt: skip
 
 

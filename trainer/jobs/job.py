@@ -15,7 +15,7 @@ from ...spectral.errors import SettingError
 from .. import files
 from ..processes import Process
 
-Kind = Literal["train", "grid", "export"]
+Kind = Literal["train", "grid", "export", "conflict", "fuse"]
 Status = Literal["queued", "running", "stopping", "stopped", "interrupted", "failed", "finished"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -58,7 +58,8 @@ class Job:
     """What was asked. It never changes once it is on disk.
 
     spec: what the child reads; for a training TrainSpec.as_json() with absolute paths and `run` inside the job's
-    folder. request: what people set, for training again with changes. parent: the job whose result this one works on.
+    folder. request: what people set, for training again with changes. parent: the job whose result this one works on;
+    None for trainings, and for what is made of files (comparisons, fusions).
     digest: equal for the same request on the same pictures. created: unix seconds.
     """
 
