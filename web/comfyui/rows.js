@@ -12,7 +12,7 @@ import { addStyle } from "./style.js";
 
 const STACK = "SpectralAdapterStack";
 const INPUT = "rows";
-const HEAD = 34; // pixels: the line above the rows, a row, and the line that stands for none
+const HEAD = 52; // pixels: the line above the rows with the widget's margins, a row, and the line that stands for none
 const ROW = 30;
 const EMPTY = 26;
 const WIDTH = 380;
