@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +26,7 @@ from .merge import module_weights
 from .open import open_source
 from .source import AdapterSource, Source
 
+_SPOT_CHECKS = 8  # of a portable file's layers: information only, and as dear as using them
 HELD = 2 << 30  # bytes of changes of full rank that are kept; an svdiff adapter of SD1.5's attention has 0.28 GB
 
 
@@ -148,6 +149,7 @@ class Live:
                 progress=progress,
                 cancelled=cancelled,
                 on_match=note,
+                spot_checks=_SPOT_CHECKS,
             )
             fitting = (*made.report.layers, *made.report.gains)
             made.weights = {layer: made.weights[layer] for layer in fitting}
@@ -160,6 +162,10 @@ class Live:
             room = _keep(made, layer, self._computed(made.source, layer, originals[layer]), room)
             if progress is not None:
                 progress(done, len(originals), layer)
+
+    def _change_of(self, one: _Held, layer: str, original: Tensor) -> Change:
+        kept = one.changes.get(layer)
+        return self._computed(one.source, layer, original) if kept is None else kept
 
     def _computed(self, source: Source, layer: str, original: WeightSource) -> Change:
         if layer in source.gains:
@@ -181,12 +187,8 @@ class Live:
                 if layer not in self._originals:
                     self._originals[layer] = weight.detach().to("cpu", copy=True)
                 original = self._originals[layer].to(weight.device)
-                made = original.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-                for one in parts:
-                    change = one.changes.get(layer)
-                    change = self._computed(one.source, layer, original) if change is None else change
-                    _add(made, change, one.strength)
-                weight.copy_(made)
+                changes = [(self._change_of(one, layer, original), one.strength) for one in parts]
+                _put(weight.data, original, changes)
 
     def _restore(self, layer: str, weight: nn.Parameter) -> None:
         kept = self._originals.get(layer)
@@ -207,13 +209,23 @@ def _keep(made: _Held, layer: str, change: Change, room: int) -> int:
     return room
 
 
-def _add(weight: Tensor, change: Change, strength: float) -> None:
-    """weight += strength * change, in place; the weight has its own shape, fp32."""
-    if isinstance(change, Tensor):
-        weight.add_(change.to(weight).reshape(weight.shape), alpha=strength)
+def _put(weight: Tensor, original: Tensor, changes: Sequence[tuple[Change, float]]) -> None:
+    """weight = original + sum of strength * change, in fp32; all thin changes by one product."""
+    dense = [(change, strength) for change, strength in changes if isinstance(change, Tensor)]
+    made = original.to(torch.float32, copy=bool(dense))
+    for change, strength in dense:
+        made.add_(change.to(made).reshape(made.shape), alpha=strength)
+    thin = [(change, strength) for change, strength in changes if not isinstance(change, Tensor)]
+    if not thin:
+        weight.copy_(made)
+        return
+    up = torch.cat([(change[0] * strength).to(made) for change, strength in thin], 1)
+    down = torch.cat([change[1].to(made) for change, _ in thin], 0)
+    if weight.dtype == made.dtype and weight.is_contiguous():
+        # Straight to where it belongs: what a change of strength costs is the traffic of whole weights.
+        torch.addmm(made.flatten(1), up, down, out=weight.view(weight.shape[0], -1))
     else:
-        up, down = (t.to(weight) for t in change)
-        weight.view(weight.shape[0], -1).addmm_(up, down, alpha=strength)
+        weight.copy_(torch.addmm(made.flatten(1), up, down).reshape(weight.shape))
 
 
 def _check_strength(name: str, strength: float) -> None:
