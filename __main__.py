@@ -20,6 +20,9 @@ _ELSEWHERE = {
     "spectrum": (".trainer.spectrum_cli", "show which layers and singular directions a training moved"),
     "extract": (".trainer.extract_cli", "make an adapter of a LoRA, a fine-tuned model or another adapter"),
     "transfer": (".trainer.transfer_cli", "carry an adapter or a LoRA to a related base"),
+    "fuse": (".trainer.fuse_cli", "fuse adapters, LoRA files too, into one file"),
+    "correlate": (".trainer.correlate_cli", "say how alike the shifts of svdiff adapters are"),
+    "limit": (".trainer.limit_cli", "keep some columns of an svdiff adapter"),
     "job-child": (".trainer.jobs.child", None),
     "estimate-server": (".trainer.estimate_server", None),
 }

@@ -12,7 +12,7 @@ from .basis import Progress, WeightSource, fetch
 from .cache import BasisCache
 from .change import Change, dense, distance, norm, scaled, total
 from .errors import Cancelled, SettingError
-from .fusion_native import merge_target
+from .fusion_native import adapter_of, merge_target
 from .mixture import FusionMode, Ingredient, factors
 from .moments import REGULARISER
 from .source import AdapterSource, Source
@@ -74,6 +74,9 @@ def verify(
             raise Cancelled("checking the fusion was cancelled; nothing was changed")
         weight = fetch(weights[layer]) if weights is not None and layer in weights else None
         members = {i: one for i, one in effective.items() if layer in one.source.shapes}
+        if weight is None and _is_passed_on(made, layer, list(members.values())):
+            per_layer[layer] = 0.0
+            continue
         found = made.change(layer, weight, cache)
         if (recorded := (moments or {}).get(layer)) is None:
             parts, native = list(members.values()), isinstance(made, AdapterSource)
@@ -88,6 +91,16 @@ def verify(
         if progress is not None:
             progress(done, len(layers), layer)
     return FusionReport(per_layer, _relative(errors**0.5, energy**0.5))
+
+
+def _is_passed_on(made: Source, layer: str, parts: Sequence[Ingredient]) -> bool:
+    """Whether a compact layer is one ingredient's own, bit for bit, so that no weight is needed to compare them."""
+    if len(parts) != 1 or parts[0].weight != 1 or not isinstance(made, AdapterSource) or not made.needs_weight(layer):
+        return False
+    found, own = made.adapter.layers[layer], adapter_of(parts[0].source).layers[layer]
+    if found.params.keys() != own.params.keys() or found.indices != own.indices:
+        return False
+    return found.evidence is own.evidence and all(torch.equal(found.params[name], p) for name, p in own.params.items())
 
 
 def _relative(error: float, whole: float) -> float:

@@ -83,10 +83,10 @@ def merge_target(
 
 def _adapters(ingredients: Sequence[Ingredient]) -> list[tuple[str, Adapter, float]]:
     """Name, adapter and weight of the ingredients that count. Raises Unmergeable where one is no adapter."""
-    return [(one.source.name, _adapter_of(one.source), one.weight) for one in ingredients if one.weight]
+    return [(one.source.name, adapter_of(one.source), one.weight) for one in ingredients if one.weight]
 
 
-def _adapter_of(source: Source) -> Adapter:
+def adapter_of(source: Source) -> Adapter:
     """The adapter, of a source limited to whole layers one of these layers."""
     if isinstance(source, AdapterSource):
         return source.adapter
@@ -94,7 +94,7 @@ def _adapter_of(source: Source) -> Adapter:
         raise Unmergeable(f"{source.name} ({source.kind}) has no spectral parameters")
     if source.parts.has_columns or any(source.factor(name) != 1 for name in (*source.shapes, *source.gains)):
         raise Unmergeable(f"parts of {source.name} have strengths of their own")
-    whole = _adapter_of(source.source)
+    whole = adapter_of(source.source)
     layers = {name: layer for name, layer in whole.layers.items() if name in source.shapes}
     return replace(whole, layers=layers, gains={n: gain for n, gain in whole.gains.items() if n in source.gains})
 
@@ -158,7 +158,9 @@ def _layer(
     if any(layer.frames is None for _, layer, _ in members):
         if weights is None or name not in weights:
             who = next(who for who, layer, _ in members if layer.frames is None)
-            raise Unmergeable(f"{who} is compact, so its parameters can be merged only with the base's weights")
+            raise Unmergeable(
+                f"{who} is compact, and its parameters are merged only with its base at hand; give the base"
+            )
         weight = fetch(weights[name])
     basis, shares = _in_one_basis(name, members, method, weight, cache)
     params = method.merged(mode, basis, shares)

@@ -288,7 +288,7 @@ def test_compact_files_are_merged_with_their_base_and_refused_on_another(tmp_pat
     for i, file in enumerate(files):
         sa.save(concept("svdiff", "all", i), file)
     ingredients = mix(*((sa.load(file), 1.0) for file in files))
-    with pytest.raises(sa.SettingError, match=r"compact.*base's weights"):
+    with pytest.raises(sa.SettingError, match=r"compact.*give the base"):
         fuse(ingredients, "shift")
     made = fuse(ingredients, "shift", weights=base)
     assert made.native.profile == "compact"
@@ -334,6 +334,7 @@ def test_layer_groups_of_different_adapters_make_one(tmp_path):
     first, second = shapes
     assert torch.equal(made.native.layers[first].params["delta"], cat.layers[first].params["delta"])
     assert torch.equal(made.native.layers[second].params["delta"], style.layers[second].params["delta"])
+    assert verify(made, parts).largest == 0
     half = fuse([Ingredient(parted(source(cat, "cat"), Parts.parse("mid=0.5")))])
     assert half.native is None and "strengths of their own" in half.why
 
