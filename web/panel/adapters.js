@@ -265,7 +265,8 @@ class AdapterRow {
     this.kind.hidden = !method;
     setText(this.kind, method);
     const family = info.family ? t.or(`family.${info.family}`, info.family) : "";
-    setText(this.line, [this.size, family, info.title].filter(Boolean).join(" · "));
+    const title = info.title === plainName(this.file.name) ? "" : info.title;
+    setText(this.line, [this.size, family, title].filter(Boolean).join(" · "));
     setText(this.trigger, triggers.length ? triggers.join(", ") : "");
     if (info.preview) setThumb(this.image, this.ctx.catalogue.previewUrl(this.file.name, this.file.bytes));
     const words = [this.file.name, method, info.title, info.description, info.author, info.base_name, ...triggers];

@@ -133,10 +133,7 @@ class PlanPage {
     const { t, ctx } = this;
     this.plan = plan;
     const rows = plan.concepts.map((concept, place) => this.#row(concept, place));
-    const heads = ["concept", "columns"].map((name) => h("th", { scope: "col" }, t(`plan.${name}`)));
-    const last = h("th", null, h("span", { class: "visually-hidden" }, t("plan.train")));
-    const head = h("thead", null, h("tr", null, heads, last));
-    const table = h("table", { class: "settings plan-table" }, head, h("tbody", null, rows));
+    const table = h("table", { class: "settings plan-table" }, h("tbody", null, rows));
     const words = plan.concepts.map(({ name }) => quoted(name));
     const { concepts: _, ...options } = this.#request();
     const flags = Object.entries(options).map(([name, value]) => `--${name} ${value}`);
@@ -160,8 +157,7 @@ class PlanPage {
     return h(
       "tr",
       { "data-test": "plan-row" },
-      h("th", { scope: "row" }, named(place, name)),
-      h("td", null, h("code", null, columns)),
+      h("th", { scope: "row" }, named(place, name), h("code", null, columns)),
       h("td", { class: "end" }, go),
     );
   }

@@ -2,12 +2,11 @@
 
 import { act } from "./act.js";
 import { ApiError } from "./api.js";
-import { busy, button, note } from "./controls.js";
+import { busy, button, folded, note } from "./controls.js";
 import { ConflictView } from "./conflict_view.js";
 import { clear, h } from "./dom.js";
 import { fusedResult } from "./fuse.js";
 import { jobHead, logTail, noticeList } from "./job_head.js";
-import { folded } from "./controls.js";
 import { formats } from "./format.js";
 import { ended } from "./status.js";
 import { TaskLine } from "./task_line.js";
@@ -26,8 +25,8 @@ export class TaskView {
     this.result = h("div", { class: "stack" });
     this.notices = noticeList(ctx.t, formats(ctx.t.lang));
     this.log = logTail(ctx.t, folded);
-    const line = h("section", { class: "card" }, this.line.root);
-    this.root = h("div", { class: "stack", "data-test": "task-view" }, this.head.root, line, this.result);
+    this.box = h("section", { class: "card" }, this.line.root);
+    this.root = h("div", { class: "stack", "data-test": "task-view" }, this.head.root, this.box, this.result);
     this.root.append(this.notices.root, this.log.root, this.#foot());
   }
 
@@ -60,6 +59,7 @@ export class TaskView {
     this.kind = summary.kind;
     this.request = detail.request ?? {};
     this.head.update({ ...summary, name: this.t(`jobs.${summary.kind}Of`, { name: summary.name }) });
+    this.box.hidden = summary.status === "finished";
     this.line.update(summary);
     this.notices.update(detail.notices);
     this.log.update(detail.log);
