@@ -21,7 +21,7 @@ from .change import Change
 from .container import refusal, shown
 from .errors import UnknownLayerError, WrongBaseError
 from .foreign import kind_of_names
-from .lora_keys import Key, Part, Space, layer_names, read_key
+from .lora_keys import Key, Part, Place, layer_names, read_key, text_width
 from .matching import check_fits
 from .names import Family, kernel_size
 from .source import Source
@@ -53,7 +53,8 @@ class LoraFile(Source):
     def __init__(self, file: TensorFile):
         self.file, self.name, self.metadata = file, file.path.stem, file.metadata
         keys, left_out = _read_keys(file)
-        names, self._family = layer_names(keys, file.shapes, file.metadata)
+        places = {(found.space, found.path) for found in keys.values()}
+        names, self._family = layer_names(places, text_width(keys, file.shapes), file.metadata)
         self._layers, biases = _layers(file, keys, names)
         self._alphas = _declared_alphas(file, keys, names)
         self.left_out = (*left_out, *biases)
@@ -182,7 +183,7 @@ def _read_keys(file: TensorFile) -> tuple[dict[str, Key], tuple[str, ...]]:
 
 
 def _layers(
-    file: TensorFile, keys: Mapping[str, Key], names: Mapping[tuple[Space, str], str]
+    file: TensorFile, keys: Mapping[str, Key], names: Mapping[Place, str]
 ) -> tuple[dict[str, dict[Part, str]], tuple[str, ...]]:
     """{layer: {part: key}}, and the keys of biases."""
     layers: defaultdict[str, dict[Part, str]] = defaultdict(dict)
@@ -213,9 +214,7 @@ def _check_alpha(path: Path, layer: str, parts: Mapping[Part, tuple[int, ...]]) 
         raise refusal(path, f"layer {layer}: alpha", f"shape {parts['alpha']}", "a single number", ADVICE)
 
 
-def _declared_alphas(
-    file: TensorFile, keys: Mapping[str, Key], names: Mapping[tuple[Space, str], str]
-) -> dict[str, float]:
+def _declared_alphas(file: TensorFile, keys: Mapping[str, Key], names: Mapping[Place, str]) -> dict[str, float]:
     """Alphas that PEFT and diffusers keep beside the tensors: in the metadata, or in adapter_config.json."""
     config = _peft_config(file)
     alphas: dict[str, float] = {}

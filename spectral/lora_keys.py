@@ -67,6 +67,9 @@ _VERSIONS: tuple[tuple[str, Family], ...] = (
 )
 
 
+Place = tuple[Space, str]
+
+
 class Key(NamedTuple):
     """A tensor's place as its file spells it: the model it belongs to, the path with underscores, the part."""
 
@@ -79,11 +82,12 @@ def read_key(key: str) -> Key | None:
     """The place of a tensor, or None where its name's end is none of a LoRA's."""
     for pattern, part in _ENDS:
         if (found := pattern.search(key)) is not None:
-            return Key(*_place(key[: found.start()]), part or found[1])
+            return Key(*read_place(key[: found.start()]), part or found[1])
     return None
 
 
-def _place(path: str) -> tuple[Space, str]:
+def read_place(path: str) -> Place:
+    """The model that a layer's path, in any spelling, belongs to, and the path in it, with underscores."""
     path = path.removeprefix("base_model.model.")
     for prefix, space in _SPACES:
         if path.startswith(prefix):
@@ -105,15 +109,23 @@ def _spelled(path: str, space: Space) -> str:
 
 
 def layer_names(
-    keys: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]
-) -> tuple[dict[tuple[Space, str], str], Family | None]:
-    """The name that files of this package give each (space, path), and the family they were read as.
+    places: Collection[Place], width: int | None, metadata: Mapping[str, str]
+) -> tuple[dict[Place, str], Family | None]:
+    """The name that files of this package give each place, and the family they were read as.
 
-    Layers that no family knows keep the spelling of their file, with kohya's prefix.
+    width: the inputs of the cross-attention's keys and values, where they are known. Layers that no family knows keep
+    the spelling of their file, with kohya's prefix.
     """
-    places = {(found.space, found.path) for found in keys.values()}
-    family = _family(places, _text_width(keys, shapes), metadata)
+    family = _family(places, width, metadata)
     return {place: _name(*place, family) for place in sorted(places)}, family
+
+
+def text_width(keys: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The inputs of the cross-attention's keys and values, where a LoRA of one shows them."""
+    for key, found in keys.items():
+        if found.part == "down" and found.path.endswith(("attn2_to_k", "attn2_to_v")) and len(shapes[key]) >= 2:
+            return shapes[key][1]
+    return None
 
 
 def _name(space: Space, path: str, family: Family | None) -> str:
@@ -127,7 +139,7 @@ def _name(space: Space, path: str, family: Family | None) -> str:
     return prefix + path
 
 
-def _family(places: Collection[tuple[Space, str]], width: int | None, metadata: Mapping[str, str]) -> Family | None:
+def _family(places: Collection[Place], width: int | None, metadata: Mapping[str, str]) -> Family | None:
     paths = {path for space, path in places if space == "unet"}
     spaces = {space for space, _ in places}
     if not paths:
@@ -155,14 +167,6 @@ def _said(metadata: Mapping[str, str]) -> Family | None:
     text = f"{metadata.get('ss_base_model_version', '')} {metadata.get('modelspec.architecture', '')}".lower()
     found = next((family for mark, family in _VERSIONS if mark in text), None)
     return found or ("sd1" if "sd_v1" in text or "stable-diffusion-v1" in text else None)
-
-
-def _text_width(keys: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The inputs of the cross-attention's keys and values, where a LoRA of one shows them."""
-    for key, found in keys.items():
-        if found.part == "down" and found.path.endswith(("attn2_to_k", "attn2_to_v")) and len(shapes[key]) >= 2:
-            return shapes[key][1]
-    return None
 
 
 @cache
