@@ -14,14 +14,16 @@ from .blocks import SpectralAdapterBlocks
 from .conflict import SpectralAdapterConflict
 from .extract import SpectralAdapterExtract
 from .fusion import SpectralAdapterFusion
+from .info import SpectralAdapterInfo
 from .loader import SpectralAdapterLoader
 from .save import SpectralAdapterSave
 from .schedule import SpectralAdapterSchedule
 from .stack import SpectralAdapterStack
 from .transfer import SpectralAdapterTransfer
+from .xy import SpectralAdapterXY
 
 _PACK = Path(__file__).resolve().parent.parent
-_PARTS_AND_STEPS = (SpectralAdapterBlocks, SpectralAdapterSchedule)
+_PARTS_AND_STEPS = (SpectralAdapterBlocks, SpectralAdapterSchedule, SpectralAdapterXY)
 _MIXING = (
     SpectralAdapterFusion,
     SpectralAdapterConflict,
@@ -37,7 +39,7 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader, SpectralAdapterStack, *_PARTS_AND_STEPS, *_MIXING, *_training()]
+        return [SpectralAdapterLoader, SpectralAdapterStack, SpectralAdapterInfo, *_PARTS_AND_STEPS, *_MIXING, *_training()]
 
 
 def _training() -> list[type[io.ComfyNode]]:

@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { addCurve } from "./comfyui/curve.js";
 import { comfyHost } from "./comfyui/host.js";
 import { NOTIFY, notices } from "./comfyui/notices.js";
 import { refreshRows, rowsWidget } from "./comfyui/rows.js";
@@ -41,6 +42,7 @@ app.registerExtension({
   menuCommands: [{ path: ["Extensions"], commands: [OPEN] }],
   getCustomWidgets: () => ({ SPECTRAL_ADAPTER_ROWS: rowsWidget }),
   refreshComboInNodes: refreshRows,
+  nodeCreated: addCurve,
   setup() {
     app.extensionManager.sidebarTab.registerSidebarTab({
       id: TAB,

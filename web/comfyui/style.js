@@ -1,11 +1,13 @@
 /** The look of what stands on nodes, put into the page once. */
 
-const SHEET = new URL("./nodes.css", import.meta.url).href;
-
-export function addStyle() {
-  if (document.head.querySelector(`link[href="${SHEET}"]`)) return;
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = SHEET;
-  document.head.append(link);
+/** @param {string[]} more sheets beside the common one */
+export function addStyle(...more) {
+  for (const name of ["nodes.css", ...more]) {
+    const sheet = new URL(`./${name}`, import.meta.url).href;
+    if (document.head.querySelector(`link[href="${sheet}"]`)) continue;
+    const link = document.createElement("link");
+    link.rel = "stylesheet";
+    link.href = sheet;
+    document.head.append(link);
+  }
 }
