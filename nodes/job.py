@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from comfy_api.latest import io
 from PIL import Image
 
@@ -13,6 +11,7 @@ from ..spectral.errors import SettingError
 from ..trainer.jobs.course import EVENTS
 from ..trainer.jobs.job import STATE, Entry
 from . import glance, report
+from .pictures import images
 from .studio import studio
 
 _BLANK = (64, 64)
@@ -69,8 +68,8 @@ class SpectralAdapterJob(io.ComfyNode):
             text,
             summary["step"],
             Path(entry.state.adapter or entry.job.spec["out"]).name,
-            _images([glance.loss_picture(course, entry.job.name)]),
-            _images(samples),
+            images([glance.loss_picture(course, entry.job.name)]),
+            images(samples),
             ui=report.show(text),
         )
 
@@ -88,9 +87,3 @@ def _training(job: str) -> Entry:
     if entry.job.kind != "train":
         raise SettingError(f"{id} makes a {entry.job.kind} of a training; expected the id of the training itself.")
     return entry
-
-
-def _images(pictures: list[Image.Image]) -> torch.Tensor:
-    """(n, height, width, 3) in 0 to 1, as ComfyUI's IMAGE; all in the first one's size."""
-    same = [picture.resize(pictures[0].size) if picture.size != pictures[0].size else picture for picture in pictures]
-    return torch.from_numpy(np.stack([np.asarray(picture, dtype=np.float32) / 255 for picture in same]))
