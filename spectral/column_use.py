@@ -9,7 +9,7 @@ counted there and not where its other side happens to fall. What that leaves for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +28,14 @@ _ALIKE = 0.5  # cosine above which two frames' directions are the same, and belo
 
 @dataclass(frozen=True)
 class Frame:
-    """Directions that are known: u (m, r), v (n, r) of the columns (r) of k."""
+    """Directions that are known, of the columns (r) of k. onto_u: x (m, c) -> U^T x (r, c); onto_v: y (c, n) -> y V
+    (c, r).
+    """
 
-    u: Tensor
-    v: Tensor
     columns: tuple[int, ...]
     k: int
+    onto_u: Callable[[Tensor], Tensor]
+    onto_v: Callable[[Tensor], Tensor]
 
     @property
     def full(self) -> bool:
@@ -71,18 +73,18 @@ class Use:
         return dict(zip(self.columns[picked].tolist(), self.energy[picked].tolist()))
 
 
-def energies(change: Change, u: Tensor, v: Tensor) -> tuple[Tensor, float]:
-    """(r,) the energy of each column, and ||D||^2, fp64. u (m, r), v (n, r): the columns' directions.
+def energies(change: Change, frame: Frame) -> tuple[Tensor, float]:
+    """(r,) the energy of each of the frame's columns, and ||D||^2, fp64.
 
-    Entries that lead to or come from directions not given count for the one column that is.
+    Entries that lead to or come from directions that are not known count for the one column that is.
     """
     if isinstance(change, Tensor):
-        left = u.T @ change
-        core, rows, cols = left @ v, left.square().sum(1), (change @ v).square().sum(0)
+        left = frame.onto_u(change)
+        core, rows, cols = frame.onto_v(left), left.square().sum(1), frame.onto_v(change).square().sum(0)
         total = float(change.double().square().sum())
     else:
         up, down = change
-        left, right = u.T @ up, down @ v
+        left, right = frame.onto_u(up), frame.onto_v(down)
         rows = ((left @ (down @ down.T)) * left).sum(1).clamp_min(0)
         cols = ((up.T @ up @ right) * right).sum(0).clamp_min(0)
         core = left @ right
@@ -95,8 +97,20 @@ def energies(change: Change, u: Tensor, v: Tensor) -> tuple[Tensor, float]:
 
 
 def base_frame(basis: Basis) -> Frame:
-    """All directions of a base's weight."""
-    return Frame(basis.u, basis.v, basis.columns, basis.k)
+    """All directions of a base's weight.
+
+    Those of the large side come by way of the weight, V = W^T U / sigma, without ever being formed: that would cost
+    more than all the rest. Where sigma carries no signal they are taken to be unknown.
+    """
+    small, inverse, weight = basis.small, basis.inverse, basis.weight
+    if basis.wide:
+        return Frame(basis.columns, basis.k, lambda x: small.T @ x, lambda y: (y @ weight.T @ small) * inverse)
+    return Frame(basis.columns, basis.k, lambda x: inverse[:, None] * (small.T @ (weight.T @ x)), lambda y: y @ small)
+
+
+def matrix_frame(u: Tensor, v: Tensor, columns: Sequence[int], k: int) -> Frame:
+    """Directions as they stand: u (m, r), v (n, r)."""
+    return Frame(tuple(columns), k, lambda x: u.T @ x, lambda y: y @ v)
 
 
 def files_frame(frames: Sequence[Basis]) -> Frame | None:
@@ -117,7 +131,7 @@ def files_frame(frames: Sequence[Basis]) -> Frame | None:
         u, v = torch.cat([u, other.u[:, new]], 1), torch.cat([v, other.v[:, new]], 1)
         columns += [other.columns[i] for i in new]
     order = sorted(range(len(columns)), key=columns.__getitem__)
-    return Frame(u[:, order], v[:, order], tuple(columns[i] for i in order), frames[0].k)
+    return matrix_frame(u[:, order], v[:, order], [columns[i] for i in order], frames[0].k)
 
 
 def use_of(change: Change, frame: Frame | None, says: tuple[int, ...] | None) -> Use:
@@ -126,7 +140,7 @@ def use_of(change: Change, frame: Frame | None, says: tuple[int, ...] | None) ->
         columns, total = torch.tensor(says or (), dtype=torch.int64), norm(change) ** 2
         even = torch.full((len(columns),), total / max(1, len(columns)), dtype=torch.float64)
         return Use(columns, even, total, _set(says), False)
-    energy, total = energies(change, frame.u, frame.v)
+    energy, total = energies(change, frame)
     columns = torch.tensor(frame.columns, dtype=torch.int64)
     use = Use(columns, energy, total, _set(says), False)
     believed = says is not None and (total <= 0 or (use.on(frozenset(says)) or 0.0) >= _BELIEVED)

@@ -14,7 +14,6 @@ because their columns are; a part of U with a part of V need not be, and that is
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,13 +157,13 @@ def conflict(
         raise SettingError(f"found {len(sources)} adapters to compare; expected 2 to {MOST}")
     shapes = _shapes(sources)
     family, found, apart = guess_family(shapes), [], 0
-    with contextlib.nullcontext() if weights else single_threaded():
-        for i, (layer, weight, basis) in enumerate(_streamed(sources, shapes, weights, cache, cancelled)):
+    for i, (layer, weight, basis) in enumerate(_streamed(sources, shapes, weights, cache, cancelled)):
+        with single_threaded():  # decompositions, between the layers, have all threads
             uses, meetings, differ = _layer(sources, layer, weight, basis, cache)
-            found.append(LayerConflict(layer, place(layer, family), min(shapes[layer]), uses, meetings))
-            apart += differ
-            if progress is not None:
-                progress(i + 1, len(shapes), layer)
+        found.append(LayerConflict(layer, place(layer, family), min(shapes[layer]), uses, meetings))
+        apart += differ
+        if progress is not None:
+            progress(i + 1, len(shapes), layer)
     members = tuple(_member(i, name, sources[i].kind, found) for i, name in enumerate(_names(sources)))
     pairs = tuple(_pair(a, b, found) for a, b in combinations(range(len(sources)), 2))
     return Conflict(members, tuple(found), pairs, weights is not None, apart)

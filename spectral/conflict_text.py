@@ -171,7 +171,7 @@ def _percent(share: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:.2f}"
+    return "?" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _s(count: int) -> str:

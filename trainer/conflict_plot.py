@@ -24,8 +24,9 @@ WIDTH = 1280
 _UNIT = 640  # the width in which everything here is measured
 _MARGIN, _LABELS, _SIDE, _LINE = 12, 104, 176, 15
 _ROW, _LEAST_ROW, _GAP = 11.0, 7.0, 3.0
-_WIDEST = 30  # of a band
+_WIDEST = 38  # of a band
 _CELL = 34  # of a matrix
+_PALEST = 0.002  # of the most in any cell; less is leakage that would only tint the map
 _REST = 0.02  # of an adapter's change in columns that are not known, from which on they get a place in the map
 
 
@@ -56,7 +57,7 @@ class _Page:
     def fill(self, x: float, y: float, right: float, bottom: float, colour: str) -> None:
         self.canvas.fill(Box(*(side * self._scale for side in (x, y, right, bottom))), colour)
 
-    def frame(self, x: float, y: float, right: float, bottom: float, colour: str, thick: float = 0.8) -> None:
+    def frame(self, x: float, y: float, right: float, bottom: float, colour: str, thick: float = 0.6) -> None:
         self.fill(x, y, right, y + thick, colour)
         self.fill(x, bottom - thick, right, bottom, colour)
         self.fill(x, y, x + thick, bottom, colour)
@@ -89,11 +90,11 @@ class _Head:
             page.text(_MARGIN, y, line, INK, 12)
             y += 17
         y += 6
-        for i, (name, about) in enumerate(self.legend):
+        names = [_cut(name, 11, 190) for name, _ in self.legend]
+        start = _MARGIN + 16 + max(_length(name, 11) for name in names) + 12
+        for i, (name, (_, about)) in enumerate(zip(names, self.legend)):
             page.fill(_MARGIN, y - 5, _MARGIN + 10, y + 5, _colour(i))
-            shown = _cut(name, 11, 190)
-            page.text(_MARGIN + 16, y, shown, INK, 11)
-            start = _MARGIN + 16 + _length(shown, 11) + 10
+            page.text(_MARGIN + 16, y, name, INK, 11)
             page.text(start, y, _cut(about, 10, _UNIT - start - _MARGIN), FAINT, 10)
             y += _LINE
 
@@ -130,7 +131,7 @@ def _stripes(page: _Page, row: _Row, heads: Sequence[str], at: tuple[float, floa
         wide = (end - x) / n
         for i in range(n):
             value = cells[i][b] if b < len(cells[i]) else 0.0
-            if most > 0 and value > 0:
+            if value > _PALEST * most:
                 page.fill(x + i * wide, y, x + (i + 1) * wide, y + tall - 1, _tint(i, value / most))
         if b < len(row.shared) and row.shared[b]:
             page.frame(x - 0.5, y - 0.5, end + 0.5, y + tall - 0.5, INK)
@@ -246,8 +247,8 @@ def _colour(i: int) -> str:
 
 
 def _tint(i: int, share: float) -> str:
-    """Darker by the square root, since few columns hold most; never so pale that it is not seen."""
-    return _mixed(_colour(i), 0.12 + 0.88 * min(1.0, share) ** 0.5)
+    """Darker by the square root, since few columns hold most."""
+    return _mixed(_colour(i), min(1.0, share) ** 0.5)
 
 
 def _mixed(colour: str, strength: float) -> str:
@@ -262,7 +263,7 @@ def _grey(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}"
+    return f"{round(value, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _percent(value: float) -> str:
