@@ -16,7 +16,8 @@ from .adapter import Adapter, AdapterLayer, percent
 from .basis import Basis, Progress, WeightSource, fetch
 from .cache import BasisCache
 from .change import Change, distance, norm
-from .errors import UnknownLayerError, WrongBaseError
+from .choose import best_columns
+from .errors import SettingError, UnknownLayerError, WrongBaseError
 from .evidence import make_evidence
 from .gains import Gain, gain_fingerprint
 from .hostmeta import WRITTEN
@@ -79,6 +80,7 @@ def extract(
     method: Method,
     *,
     only: Collection[str] | None = None,
+    choose: bool = False,
     base_name: str = "",
     base_hash: str = "",
     cache: BasisCache | None = None,
@@ -87,11 +89,12 @@ def extract(
 ) -> Extracted:
     """The adapter of `method` whose change comes nearest to that of `source`, on the layers that `weights` has.
 
-    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. svdiff, additive and
-    rotation are the optimum for their columns, soda is a local one (see `fit`). Parameters are rounded to fp16 as files
-    hold them, so the numbers are those of the file. Frames are kept for methods with portable files; of the others the
-    evidence is made at once, so that no more than some layers are in memory. base_name and base_hash go into the
-    adapter's metadata.
+    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. choose: take as many
+    columns as the method has, but in each layer those that hold the change best (`best_columns`); needs all columns of
+    every weight. svdiff, additive and rotation are the optimum for their columns, soda is a local one (see `fit`).
+    Parameters are rounded to fp16 as files hold them, so the numbers are those of the file. Frames are kept for methods
+    with portable files; of the others the evidence is made at once, so that no more than some layers are in memory.
+    base_name and base_hash go into the adapter's metadata.
     Raises WrongBaseError where no layer is shared, a shape differs or the source refuses this base; SettingError for
     columns that do not fit; Cancelled.
     """
@@ -99,17 +102,16 @@ def extract(
     shared = [name for name in asked if name in weights]
     if not shared:
         raise WrongBaseError(_nothing_shared(source, weights))
+    if choose and method.columns.kind == "all":
+        raise SettingError(f"{method.name} with all columns leaves nothing to choose; give a rank")
     if any(source.needs_weight(name) for name in shared):
         source.check(weights, cache=cache, cancelled=cancelled)
-    layers: dict[str, AdapterLayer] = {}
-    energy: dict[str, tuple[float, float]] = {}
-    for i, (name, weight, basis) in enumerate(
-        with_bases(shared, weights, method.columns, cache=cache, cancelled=cancelled), 1
-    ):
+    layers, energy = {}, {}
+    bases = with_bases(shared, weights, None if choose else method.columns, cache=cache, cancelled=cancelled)
+    for i, (name, weight, basis) in enumerate(bases, 1):
         wanted = _plain(source.change(name, weight, cache))
         if (size := norm(wanted) ** 2) > 0:
-            basis = basis.half_rounded() if method.portable else basis
-            layers[name], missed = _nearest(name, tuple(weight.shape), method, basis, wanted)
+            layers[name], missed = _nearest(name, tuple(weight.shape), method, basis, wanted, choose)
             energy[name] = (missed, size)
         if progress is not None:
             progress(i, len(shared), name)
@@ -198,10 +200,14 @@ def difference(
 
 
 def _nearest(
-    name: str, shape: tuple[int, ...], method: Method, basis: Basis, wanted: Change
+    name: str, shape: tuple[int, ...], method: Method, basis: Basis, wanted: Change, choose: bool
 ) -> tuple[AdapterLayer, float]:
     """The layer, and ||D - D'||^2."""
     with torch.no_grad():
+        if choose:
+            rank = len(method.columns.resolve(basis.k))
+            basis = basis.select(best_columns(method, shape, basis, wanted, rank))
+        basis = basis.half_rounded() if method.portable else basis
         fitted = method.fit(shape, basis, wanted)
         params = {part: _as_stored(p, exact=method.groups[part].exact) for part, p in fitted.items()}
         columns = None if basis.full else basis.columns

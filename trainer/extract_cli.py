@@ -20,6 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--method", default="additive", help="svdiff, additive, rotation or soda (default: additive)")
     add("--rank", type=int, default=None, help="columns per layer, from the first on (default: the method's own)")
     add("--columns", default=None, help="which columns instead of the first: all, top:8@16, bottom:8, list:0,3,5")
+    add("--choose", action="store_true", help="in each layer as many columns as that, but those that hold most")
     add("--targets", default="all", help="layers: attention, cross-attention, attention+ff, all, or a pattern of paths")
     add("--norms", action="store_true", help="svdiff: also take over the gains of norms")
     add("--layers", action="store_true", help="say of every layer how much of its change the adapter holds")
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             base,
             chosen,
             only=only,
+            choose=args.choose,
             base_name=base.name,
             base_hash=base.file_hash,
             cache=BasisCache(),
