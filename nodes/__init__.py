@@ -23,6 +23,7 @@ from .transfer import SpectralAdapterTransfer
 from .xy import SpectralAdapterXY
 
 _PACK = Path(__file__).resolve().parent.parent
+_USING = (SpectralAdapterLoader, SpectralAdapterStack, SpectralAdapterInfo)
 _PARTS_AND_STEPS = (SpectralAdapterBlocks, SpectralAdapterSchedule, SpectralAdapterXY)
 _MIXING = (
     SpectralAdapterFusion,
@@ -39,7 +40,7 @@ class SpectralAdaptersExtension(ComfyExtension):
     """The pack as ComfyUI sees it."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [SpectralAdapterLoader, SpectralAdapterStack, SpectralAdapterInfo, *_PARTS_AND_STEPS, *_MIXING, *_training()]
+        return [*_USING, *_PARTS_AND_STEPS, *_MIXING, *_training()]
 
 
 def _training() -> list[type[io.ComfyNode]]:

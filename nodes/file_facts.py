@@ -19,7 +19,7 @@ from ..spectral.info import read_info
 from ..spectral.source import AdapterSource, Source
 from ..spectral.spectrum import measure
 from ..trainer.decode import PictureFault, decode, turn
-from ..trainer.edit import SIDES, edit
+from ..trainer.edit import SIDES, edit, small
 from ..trainer.plot import FAINT, Canvas
 from ..trainer.spectrum_plot import plot_spectrum
 from . import folder, glance
@@ -87,8 +87,6 @@ def _editable(use: Use) -> Path:
 
 def _encoded(picture: Tensor) -> bytes:
     """The first of a batch (n, height, width, 3) in 0 to 1, as it is kept in a file: small, the same every time."""
-    from ..trainer.edit import small
-
     image = Image.fromarray((picture[0].clamp(0, 1) * 255).round().to("cpu").numpy().astype(np.uint8)[..., :3])
     image.thumbnail((SIDES[0], SIDES[0]))
     data = io.BytesIO()
