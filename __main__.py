@@ -23,6 +23,8 @@ _ELSEWHERE = {
     "fuse": (".trainer.fuse_cli", "fuse adapters, LoRA files too, into one file"),
     "correlate": (".trainer.correlate_cli", "say how alike the shifts of svdiff adapters are"),
     "limit": (".trainer.limit_cli", "keep some columns of an svdiff adapter"),
+    "compare": (".trainer.compare_cli", "say where adapters collide before they are fused"),
+    "plan": (".trainer.plan_cli", "give each concept of a set columns of its own"),
     "job-child": (".trainer.jobs.child", None),
     "estimate-server": (".trainer.estimate_server", None),
 }
