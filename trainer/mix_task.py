@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spectral import fusion
+from ..spectral.basis import WeightSource
 from ..spectral.cache import BasisCache
 from ..spectral.conflict import Conflict, conflict
 from ..spectral.convert import Export, to_diff, to_lora
@@ -24,12 +25,10 @@ from .sample_files import save_png
 from .task import Done, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..spectral.fusion import Fused, FusedAdapter
     from ..spectral.source import Source
 
-Weights = Mapping[str, "Tensor"]
+Weights = Mapping[str, WeightSource]
 
 
 def compare(
@@ -150,11 +149,8 @@ def open_all(adapters: Sequence[Mixed], tell: Listener) -> list[Source]:
 
 
 def base_weights(base: str, tell: Listener) -> Weights:
-    """{layer: weight} of a base model."""
-    tell(Phase("loading the base model"))
-    from .console import quiet_libraries  # diffusers is loaded only by work that needs a base
+    """{layer: function that reads its weight} of a base model."""
+    tell(Phase("opening the base model"))
+    from .base_weights import open_base
 
-    quiet_libraries()
-    from .models import load_base
-
-    return load_base(base, weights_only=True, dtype=None).weights()
+    return open_base(base)

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from ..spectral.spectrum import measure
 
     if args.png is not None:
-        _check_new(args.png)
+        check_new_png(args.png)
     found = measure(load(args.file))
     print(json.dumps(found.as_json()) if args.json else text(found))
     if args.png is not None:
@@ -73,7 +73,8 @@ def _span(row: dict) -> str:
     return f"{row['first']}" if row["first"] == row["last"] else f"{row['first']}-{row['last']}"
 
 
-def _check_new(path: Path) -> None:
+def check_new_png(path: Path) -> None:
+    """Raise SettingError unless a picture can be written there without writing over anything."""
     from ..spectral.errors import SettingError
 
     if path.suffix.lower() != ".png":
