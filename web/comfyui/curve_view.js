@@ -3,10 +3,10 @@
 import { clear, h, svg } from "../panel/dom.js";
 import { handles, hasEnd, moved, outline, range } from "./curve_shape.js";
 
-const LEFT = 30; // pixels round the drawing, where its numbers stand
-const RIGHT = 10;
+const LEFT = 34; // pixels round the drawing, where its numbers stand
+const RIGHT = 14;
 const TOP = 8;
-const BOTTOM = 18;
+const BOTTOM = 24;
 const GRAIN = { share: 0.01, strength: 0.05 }; // of what is dragged; with Shift a tenth
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -141,13 +141,12 @@ export class CurveView {
       const at = strength.to(y).toFixed(1);
       const kind = y === 0 || y === 1 ? "spectral-curve-grid strong" : "spectral-curve-grid";
       marks.push(svg("line", { class: kind, x1: LEFT, x2: right, y1: at, y2: at }));
-      marks.push(svg("text", { x: LEFT - 6, y: at, "text-anchor": "end", "dominant-baseline": "central" }, `${y}`));
+      marks.push(svg("text", { x: LEFT - 11, y: at, "text-anchor": "end", "dominant-baseline": "central" }, `${y}`));
     }
     for (const x of [0, 0.25, 0.5, 0.75, 1]) {
       const at = share.to(x).toFixed(1);
       marks.push(svg("line", { class: "spectral-curve-grid", x1: at, x2: at, y1: TOP, y2: floor }));
-      const anchor = x === 1 ? "end" : "middle";
-      marks.push(svg("text", { x: at, y: floor + 12, "text-anchor": anchor }, `${x * 100} %`));
+            marks.push(svg("text", { x: at, y: floor + 18, "text-anchor": "middle" }, `${x * 100} %`));
     }
     return marks;
   }
