@@ -1,6 +1,10 @@
 """Curves of strength: their shapes by hand, and that the levels follow them."""
 
 import itertools
+import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,6 +12,11 @@ from hypothesis import strategies as st
 
 from spectral_adapters.spectral.curve import EASINGS, Curve
 from spectral_adapters.spectral.errors import SettingError
+
+WEB = Path(__file__).resolve().parents[1] / "web" / "comfyui"
+NODE = shutil.which("node")
+CURVES = [Curve(*ends, *span, easing) for ends in ((1, 0), (-0.5, 1.5)) for span in ((0, 1), (0.2, 0.6), (0.5, 0.5))
+          for easing in EASINGS]  # fmt: skip
 
 shares = st.floats(0, 1)
 strengths = st.floats(-2, 2)
@@ -96,3 +105,35 @@ def test_what_is_no_curve_is_refused(wrong):
 def test_levels_have_limits(levels):
     with pytest.raises(SettingError, match="levels"):
         Curve().keyframes(levels)
+
+
+def in_the_page(expression):
+    """What an expression on `shape`, the page's curve_shape.js, and `curves` is there."""
+    curves = [vars(curve) for curve in CURVES]
+    script = f"""import * as shape from {json.dumps((WEB / "curve_shape.js").as_uri())};
+        const curves = {json.dumps(curves)}; console.log(JSON.stringify({expression}));"""
+    done = subprocess.run([NODE, "--input-type=module", "--eval", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_page_draws_the_same_curves():
+    for curve, corners in zip(CURVES, in_the_page("curves.map(shape.outline)"), strict=True):
+        assert corners[0][0] == 0
+        assert corners[-1][0] == 1
+        assert [share for share, _ in corners] == sorted(share for share, _ in corners)
+        for (left, low), (right, high) in itertools.pairwise(corners):
+            if right > left:  # between two corners the line is straight
+                assert (low + high) / 2 == pytest.approx(curve.at((left + right) / 2), abs=2e-3)
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_points_in_the_page_do_not_pass_each_other():
+    for curve, found in zip(CURVES, in_the_page("curves.map((c) => shape.moved(c, 'begin', 0.9, 0.3))"), strict=True):
+        assert Curve(**found) == Curve(0.3, curve.end, min(0.9, curve.finish), curve.finish, curve.easing)
+    for curve, found in zip(CURVES, in_the_page("curves.map((c) => shape.moved(c, 'finish', -1, 2))"), strict=True):
+        assert Curve(**found) == Curve(curve.start, 2, curve.begin, curve.begin, curve.easing)
+    for curve, (low, high) in zip(CURVES, in_the_page("curves.map(shape.range)"), strict=True):
+        assert low <= min(0, curve.start, curve.end)
+        assert high > max(1, curve.start, curve.end)
