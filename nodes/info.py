@@ -104,13 +104,20 @@ class SpectralAdapterInfo(io.ComfyNode):
 def _fields() -> list[io.Input]:
     keep = " Empty: as it is."
     return [
-        io.String.Input("title", default="", tooltip="The name that people see." + keep),
-        io.String.Input("description", default="", multiline=True, tooltip="What it does and how to use it." + keep),
-        io.String.Input("trigger_words", default="", tooltip="What calls it up, separated by commas." + keep),
+        io.String.Input("title", optional=True, default="", tooltip="The name that people see." + keep),
         io.String.Input(
-            "licence", default="", tooltip="What others may do with it; a short name such as cc-by-4.0." + keep
+            "description", optional=True, default="", multiline=True, tooltip="What it does and how to use it." + keep
         ),
-        io.String.Input("author", default="", tooltip="Who made it." + keep),
+        io.String.Input(
+            "trigger_words", optional=True, default="", tooltip="What calls it up, separated by commas." + keep
+        ),
+        io.String.Input(
+            "licence",
+            optional=True,
+            default="",
+            tooltip="What others may do with it; a short name such as cc-by-4.0." + keep,
+        ),
+        io.String.Input("author", optional=True, default="", tooltip="Who made it." + keep),
     ]
 
 
