@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "datasets": (".trainer.datasets_cli", "list, check and fill folders of training pictures"),
     "ui": (".trainer.http.cli", "show the training panel in the browser"),
     "spectrum": (".trainer.spectrum_cli", "show which layers and singular directions a training moved"),
+    "convert": (".trainer.convert_cli", "write a LoRA or a difference, or an adapter of another tool's file"),
+    "edit": (".trainer.edit_cli", "change what a file says of itself"),
     "extract": (".trainer.extract_cli", "make an adapter of a LoRA, a fine-tuned model or another adapter"),
     "transfer": (".trainer.transfer_cli", "carry an adapter or a LoRA to a related base"),
     "fuse": (".trainer.fuse_cli", "fuse adapters, LoRA files too, into one file"),
@@ -63,7 +65,6 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
     page = commands.add_parser("settings", help="print every training setting, with advice, as Markdown")
     page.set_defaults(handler=_settings)
     _info_arguments(commands.add_parser("info", help="say what an adapter file holds"))
-    _convert_arguments(commands.add_parser("convert", help="write an adapter as a LoRA or a difference file"))
     _demo_arguments(commands.add_parser("demo", help="train on the bundled pictures and show before and after"))
     for name in _ELSEWHERE:
         _add_elsewhere(commands, name, wanted=name == command)
@@ -95,15 +96,6 @@ def _info_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(handler=_info)
-
-
-def _convert_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path)
-    command.add_argument("--to", required=True, choices=("lora", "diff"), help="the kind of file to write")
-    command.add_argument("out", type=Path, help="file to write (.safetensors); never overwrites")
-    command.add_argument("--base", default=None, help="the base model; needed where the file holds no frames")
-    command.add_argument("--rank", type=int, default=None, help="rank of the LoRA; needed for svdiff and soda")
-    command.set_defaults(handler=_convert)
 
 
 def _demo_arguments(command: argparse.ArgumentParser) -> None:
@@ -191,15 +183,6 @@ def _info(args: argparse.Namespace) -> int:
         print(json.dumps(info.as_json(), indent=2, ensure_ascii=False))
     else:
         print(info)
-    return 0
-
-
-def _convert(args: argparse.Namespace) -> int:
-    from .trainer.export_task import ExportRequest, convert
-
-    path, lost = convert(ExportRequest(args.file, args.out, args.to, args.base, args.rank))
-    print(f"Wrote {path} ({path.stat().st_size:,} bytes).")
-    print(f"What the export lost: {lost}.")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""An adapter as a file for programs without this package: a LoRA, or the full difference."""
+"""An adapter, or a file of the LoRA family, as a file for programs without this package: a LoRA, or the difference."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..spectral.adapter import Adapter
 from ..spectral.container import refuse_existing
 from ..spectral.convert import to_diff, to_lora
 from ..spectral.errors import SettingError
 from ..spectral.export import write_export
-from ..spectral.file import load
+from ..spectral.open import open_source
+from ..spectral.source import AdapterSource, Source
 from .events import Listener, Phase, Saved, silent
 from .task import Done, Task
 
@@ -23,8 +23,9 @@ MOST_RANK = 4096
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What to export. base: model to read where the adapter's file does not hold all that is needed; rank: of a LoRA.
+    """What to export. base: model to read where the file does not hold all that is needed.
 
+    rank: of a LoRA, at most. energy: the share of each layer's ||change||^2 that a LoRA holds at least, such as 0.99.
     out: file to write; never overwritten.
     """
 
@@ -33,6 +34,7 @@ class ExportRequest:
     to: Kind = "lora"
     base: str | None = None
     rank: int | None = None
+    energy: float | None = None
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ExportRequest:
@@ -50,28 +52,32 @@ class ExportRequest:
             raise SettingError(f"export: found base={request.base!r}, expected the path of a model or none")
         if request.rank is not None and not (type(request.rank) is int and 1 <= request.rank <= MOST_RANK):
             raise SettingError(f"export: found rank={request.rank!r}, expected 1 to {MOST_RANK}, or none")
+        share = request.energy
+        if share is not None and not (type(share) in (int, float) and 0 < share <= 1):
+            raise SettingError(f"export: found energy={share!r}, expected a share above 0, up to 1, or none")
         return request
 
 
 def convert(request: ExportRequest, listen: Listener = silent) -> tuple[Path, str]:
     """Write the export: its path, and what it lost, in words.
 
-    The base is loaded only where the adapter needs it: a portable file is exported as a LoRA without. Raises
-    SettingError where rank or base are missing, AdapterFileError for files that cannot be read or written.
+    The base is loaded only where the file needs it: a portable one is exported without. Raises SettingError where rank
+    or base are missing, AdapterFileError for files that cannot be read or written.
     """
     refuse_existing(request.out, overwrite=False)
     listen(Phase("loading"))
-    adapter = load(request.adapter)
-    needed = request.to == "diff" or any(layer.frames is None for layer in adapter.layers.values())
-    _check(request, adapter, needed)  # before the base is loaded, which may take minutes
+    source = open_source(request.adapter)
+    needed = any(source.needs_weight(layer) for layer in source.shapes)
+    _check(request, source, needed)  # before the base is loaded, which may take minutes
     weights = _weights(request.base) if needed else None
     listen(Phase("exporting"))
     if request.to == "lora":
-        made = to_lora(adapter, weights, rank=request.rank)
+        made = to_lora(source, weights, rank=request.rank, energy=request.energy)
     else:
-        made = to_diff(adapter, weights)
+        made = to_diff(source, weights)
     listen(Phase("saving"))
-    return write_export(made, adapter, request.out), str(made.residual)
+    beside = f"; without {len(source.left_out)} tensors that change no weight" if source.left_out else ""
+    return write_export(made, source, request.out), f"{made.residual}{beside}"
 
 
 def export(
@@ -94,18 +100,17 @@ def export(
         return task.end(Done("finished", f"Wrote {path} ({size:,} bytes). What the export lost: {lost}.", path))
 
 
-def _check(request: ExportRequest, adapter: Adapter, needed: bool) -> None:
-    if request.to == "diff" and request.base is None:
-        raise SettingError("a difference file is made from the base model's weights; give the base with --base")
-    if request.to == "lora" and request.rank is None and not adapter.method.portable:
+def _check(request: ExportRequest, source: Source, needed: bool) -> None:
+    unlimited = request.rank is None and request.energy is None
+    if request.to == "lora" and unlimited and isinstance(source, AdapterSource) and not source.adapter.method.portable:
         raise SettingError(
-            f"{request.adapter.name}: {adapter.method.name} changes every direction of a weight, so no LoRA holds it "
-            "exactly; give a rank for the best approximation, or export a difference file (convert --to diff)"
+            f"{request.adapter.name}: {source.kind} changes every direction of a weight, so no LoRA holds it exactly; "
+            "give a rank or an energy for the best approximation, or export a difference file (convert --to diff)"
         )
     if needed and request.base is None:
         raise SettingError(
-            f"{request.adapter.name}: found a compact file, which holds no directions of its own; its LoRA is made "
-            "with the base model it was trained on; give the base with --base"
+            f"{request.adapter.name}: found a file whose changes can only be known with the base model it was trained "
+            "on; give the base with --base"
         )
 
 

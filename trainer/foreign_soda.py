@@ -103,12 +103,12 @@ class SodaList(Source):
             params = dict(zip(("k1", "k2", "k3"), layer.turns)) | {"delta": layer.delta}
             sizes = tuple(len(k) for k in layer.turns)
             wrong = method.check(params, self.shapes[name], len(layer.delta))
-            if sizes != kron_factors(self.shapes[name][1]) or wrong:
+            ours = kron_factors(self.shapes[name][1])
+            if sizes != ours or wrong:
                 raise SettingError(
                     f"{self.name}, layer {name}: found rotations of {' x '.join(map(str, sizes))}"
-                    f"{f' ({wrong})' if wrong else ''}, which no adapter of this package holds; its are "
-                    f"{' x '.join(map(str, kron_factors(self.shapes[name][1])))} there. Write a difference, which loses "
-                    "nothing (--to diff), or a LoRA (--to lora --rank 64)"
+                    f"{f' ({wrong})' if wrong else ''}; an adapter of this package has {' x '.join(map(str, ours))} "
+                    "there. Write a difference, which loses nothing (--to diff), or a LoRA (--to lora --rank 64)"
                 )
         for i, (name, layer) in enumerate(self._layers.items(), 1):
             if cancelled is not None and cancelled():
