@@ -206,6 +206,8 @@ def _check_moments(mode: FusionMode, moments: Moments | None, ingredients: Seque
                 f"moments of layer {layer}: found {len(found)} matrices of shapes {[tuple(m.shape) for m in found]}, "
                 f"expected one (n, n) for each of the {len(ingredients)} adapters"
             )
+        if not all(bool(torch.isfinite(m).all()) for m in found):
+            raise SettingError(f"moments of layer {layer}: found NaN or infinity; the sampling run went wrong")
 
 
 __all__ = [

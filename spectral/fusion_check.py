@@ -13,6 +13,7 @@ from .cache import BasisCache
 from .change import Change, dense, distance, norm, scaled, total
 from .errors import Cancelled, SettingError
 from .fusion_native import adapter_of, merge_target
+from .methods.base import Unmergeable
 from .mixture import FusionMode, Ingredient, factors
 from .moments import REGULARISER
 from .source import AdapterSource, Source
@@ -74,33 +75,17 @@ def verify(
             raise Cancelled("checking the fusion was cancelled; nothing was changed")
         weight = fetch(weights[layer]) if weights is not None and layer in weights else None
         members = {i: one for i, one in effective.items() if layer in one.source.shapes}
-        if weight is None and _is_passed_on(made, layer, list(members.values())):
-            per_layer[layer] = 0.0
-            continue
-        found = made.change(layer, weight, cache)
-        if (recorded := (moments or {}).get(layer)) is None:
-            parts, native = list(members.values()), isinstance(made, AdapterSource)
-            wanted = _expected(layer, parts, mode, native, weight, cache)
-            error, whole = distance(found, wanted), norm(wanted)
+        if (moments or {}).get(layer) is None:
+            error, whole = _against_formula(layer, made, list(members.values()), mode, weight, cache)
         else:
-            own = [(one, recorded[i]) for i, one in members.items()]
-            together = sum(recorded[i] for i in effective)
-            error, whole = _normal_equations(layer, found, own, together, eps, weight, cache)
+            own = [(one, moments[layer][i]) for i, one in members.items()]
+            together = sum(moments[layer][i] for i in effective)
+            error, whole = _against_normal_equations(layer, made, own, together, eps, weight, cache)
         errors, energy = errors + error**2, energy + whole**2
         per_layer[layer] = _relative(error, whole)
         if progress is not None:
             progress(done, len(layers), layer)
     return FusionReport(per_layer, _relative(errors**0.5, energy**0.5))
-
-
-def _is_passed_on(made: Source, layer: str, parts: Sequence[Ingredient]) -> bool:
-    """Whether a compact layer is one ingredient's own, bit for bit, so that no weight is needed to compare them."""
-    if len(parts) != 1 or parts[0].weight != 1 or not isinstance(made, AdapterSource) or not made.needs_weight(layer):
-        return False
-    found, own = made.adapter.layers[layer], adapter_of(parts[0].source).layers[layer]
-    if found.params.keys() != own.params.keys() or found.indices != own.indices:
-        return False
-    return found.evidence is own.evidence and all(torch.equal(found.params[name], p) for name, p in own.params.items())
 
 
 def _relative(error: float, whole: float) -> float:
@@ -109,40 +94,62 @@ def _relative(error: float, whole: float) -> float:
     return error / whole
 
 
-def _expected(
+def _against_formula(
     layer: str,
+    made: Source,
     parts: Sequence[Ingredient],
     mode: FusionMode,
-    native: bool,
     weight: Tensor | None,
     cache: BasisCache | None,
-) -> Change:
-    """The layer's change as the mode defines it, fp64."""
-    if mode in ("paper", "rotate", "shift") or (mode == "interpolate" and native):
-        return merge_target(layer, parts, mode, weight, cache)
-    return total([scaled(_double(one.source.change(layer, weight, cache)), one.weight) for one in parts])
+) -> tuple[float, float]:
+    """||found - expected|| and ||expected|| of a layer whose change its mode states."""
+    if weight is None and _is_passed_on(made, layer, parts):
+        return 0.0, 0.0
+    if mode in ("paper", "rotate", "shift") or (mode == "interpolate" and isinstance(made, AdapterSource)):
+        wanted = merge_target(layer, parts, mode, weight, cache)
+    else:
+        wanted = total([scaled(_exact(one.source.change(layer, weight, cache)), one.weight) for one in parts])
+    return distance(_exact(made.change(layer, weight, cache)), wanted), norm(wanted)
 
 
-def _normal_equations(
+def _is_passed_on(made: Source, layer: str, parts: Sequence[Ingredient]) -> bool:
+    """Whether a compact layer is one ingredient's own, bit for bit, so that no weight is needed to compare them."""
+    if len(parts) != 1 or parts[0].weight != 1 or not isinstance(made, AdapterSource) or not made.needs_weight(layer):
+        return False
+    try:
+        own = adapter_of(parts[0].source).layers[layer]
+    except Unmergeable:
+        return False
+    found = made.adapter.layers[layer]
+    if found.evidence is not own.evidence or found.params.keys() != own.params.keys():
+        return False
+    return all(torch.equal(found.params[name], param) for name, param in own.params.items())
+
+
+def _against_normal_equations(
     layer: str,
-    found: Change,
+    made: Source,
     parts: Sequence[tuple[Ingredient, Tensor]],
     together: Tensor,
     eps: float,
     weight: Tensor | None,
     cache: BasisCache | None,
 ) -> tuple[float, float]:
-    """||X (M + e I) - sum_i l_i D_i M_i|| and ||sum_i l_i D_i M_i||."""
+    """||X (M + e I) - sum_i l_i D_i M_i|| and ||sum_i l_i D_i M_i||; without records those of the plain sum."""
+    found = dense(_exact(made.change(layer, weight, cache)))
+    changes = [(dense(_exact(one.source.change(layer, weight, cache))) * one.weight, own) for one, own in parts]
     gram = together.double()
     shift = eps * float(gram.trace()) / len(gram)
-    changes = [(scaled(_double(one.source.change(layer, weight, cache)), one.weight), own) for one, own in parts]
     if shift == 0:
-        wanted = dense(total([change for change, _ in changes]))
-        return float((dense(_double(found)) - wanted).norm()), float(wanted.norm())
-    wanted = sum(dense(change) @ own.to(dense(change)) for change, own in changes)
-    image = dense(_double(found)) @ (gram + shift * torch.eye(len(gram), dtype=gram.dtype)).to(wanted)
+        wanted = sum(change for change, _ in changes)
+        return float((found - wanted).norm()), float(wanted.norm())
+    wanted = sum(change @ own.double() for change, own in changes)
+    image = found @ (gram + shift * torch.eye(len(gram), dtype=gram.dtype))
     return float((image - wanted).norm()), float(wanted.norm())
 
 
-def _double(change: Change) -> Change:
-    return change.double() if isinstance(change, Tensor) else (change[0].double(), change[1].double())
+def _exact(change: Change) -> Change:
+    """In fp64, on the CPU: not every accelerator has it."""
+    if isinstance(change, Tensor):
+        return change.cpu().double()
+    return change[0].cpu().double(), change[1].cpu().double()

@@ -17,6 +17,7 @@ from torch import Tensor
 from .adapter import Adapter
 from .basis import Basis, Progress, WeightSource, fetch
 from .cache import BasisCache
+from .change import Change
 from .columns import Columns
 from .container import DTYPES
 from .errors import Cancelled
@@ -72,8 +73,8 @@ def merged(
 
 def merge_target(
     layer: str, parts: Sequence[Ingredient], mode: FusionMode, weight: Tensor | None, cache: BasisCache | None
-) -> Tensor:
-    """The layer's change (m, n), fp64, as the mode's formula asks for: the independent side of a check."""
+) -> Change:
+    """The layer's change, fp64, as the mode's formula asks for: the independent side of a check."""
     found = _adapters(parts)
     members = [(name, adapter.layers[layer], share) for name, adapter, share in found]
     method = found[0][1].method
@@ -166,7 +167,9 @@ def _layer(
     params = method.merged(mode, basis, shares)
     columns = None if basis.full else basis.columns
     made = AdapterLayer(name, members[0][1].shape, params, columns, basis)
-    return made if weight is None or not basis.full else _compact(made, method, dtype)
+    if weight is not None and basis.full:
+        return _compact(made, method, dtype)
+    return replace(made, frames=basis.to("cpu"))
 
 
 def _compact(layer: AdapterLayer, method: Method, dtype: torch.dtype) -> AdapterLayer:
@@ -222,8 +225,8 @@ def _union(name: str, who: Sequence[str], bases: Sequence[Basis]) -> Basis:
         for i, column in enumerate(basis.columns):
             owner.setdefault(column, (basis, i))
     columns = sorted(owner)
-    u, v = (torch.stack([getattr(owner[c][0], side)[:, owner[c][1]] for c in columns], 1) for side in ("u", "v"))
-    s = torch.stack([owner[c][0].s[owner[c][1]] for c in columns])
+    u, v = (torch.stack([getattr(owner[c][0], side)[:, owner[c][1]].cpu() for c in columns], 1) for side in ("u", "v"))
+    s = torch.stack([owner[c][0].s[owner[c][1]].cpu() for c in columns])
     if bool((s.diff() > 0).any()):
         raise Unmergeable(f"{_names(who)} have singular values out of order in layer {name}, so their bases differ")
     prints = {basis.fingerprint[:FINGERPRINT_DIGITS] for basis in bases}
@@ -250,7 +253,7 @@ def _check_pair(layer: str, a: str, one: Basis, b: str, other: Basis) -> None:
                 f"{a} and {b} come from different bases: their sigma in layer {layer} differ by {apart:.1g}"
             )
     for side in _sides(one, other):
-        x, y = (getattr(basis, side).cpu().double() for basis in (one, other))
+        x, y = (getattr(basis, side).cpu() for basis in (one, other))
         products = x.T @ y
         products[mine, yours] = (x[:, mine] - y[:, yours]).norm(dim=0) if both else 0
         worst = float(products.abs().max())

@@ -118,26 +118,26 @@ def least_squares(
     shift = eps * float(gram.trace()) / n
     if shift == 0:
         return total(changes)
-    mixed = total([_times(change, found) for change, found in zip(changes, moments)])
+    device = changes[0].device if isinstance(changes[0], Tensor) else changes[0][0].device
+    mixed = total([_times(change, found.double()) for change, found in zip(changes, moments)])
     solve = _solver(gram, shift)
     if isinstance(mixed, Tensor):
-        return solve(mixed.T).T.to(changes[0].dtype if isinstance(changes[0], Tensor) else torch.float32)
-    return mixed[0].float(), solve(mixed[1].T).T.float()
+        return solve(mixed.T).T.float().to(device)
+    return mixed[0].float().to(device), solve(mixed[1].T).T.float().to(device)
 
 
 def _times(change: Change, moments: Tensor) -> Change:
-    """D M in fp64, thin where D is."""
-    right = moments.double()
+    """D M in fp64 on the CPU, thin where D is."""
     if isinstance(change, Tensor):
-        return change.double() @ right.to(change.device)
-    return change[0].double(), change[1].double() @ right.to(change[1].device)
+        return change.cpu().double() @ moments
+    return change[0].cpu().double(), change[1].cpu().double() @ moments
 
 
 def _solver(gram: Tensor, shift: float) -> Callable[[Tensor], Tensor]:
     """b (n, r) -> (M + shift I)^-1 b, with M's negative eigenvalues, which are rounding, taken as 0."""
     factor, failed = torch.linalg.cholesky_ex(gram + shift * torch.eye(len(gram), dtype=gram.dtype))
     if not int(failed):
-        return lambda b: torch.cholesky_solve(b.cpu(), factor).to(b.device)
+        return lambda b: torch.cholesky_solve(b, factor)
     lam, q = torch.linalg.eigh(gram)
     inverse = 1 / (lam.clamp_min(0) + shift)
-    return lambda b: (q @ (inverse[:, None] * (q.T @ b.cpu()))).to(b.device)
+    return lambda b: q @ (inverse[:, None] * (q.T @ b))

@@ -56,14 +56,14 @@ class Additive(Method):
         r = len(basis.columns)
         return {name: sum(share.placed(name, r) for share in shares).float() for name in ("a_u", "a_v")}
 
-    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
-        """(U + sum l A) S (V + sum l B)^T - U S V^T."""
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> tuple[Tensor, Tensor]:
+        """(U + sum l A) S (V + sum l B)^T - U S V^T, whose cancellation fp64 can afford."""
         u, s, v = (t.cpu().double() for t in (basis.u, basis.s, basis.v))
         x, y = u.clone(), v.clone()
         for share in shares:
             x[:, share.where] += share.weight * share.params["a_u"].cpu().double()
             y[:, share.where] += share.weight * share.params["a_v"].cpu().double()
-        return (x * s) @ y.T - (u * s) @ v.T
+        return torch.cat([x * s, -u * s], 1), torch.cat([y, v], 1).T
 
     def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
         """(u_i + s a_i) sigma_i (v_i + s b_i)^T."""

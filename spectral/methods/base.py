@@ -216,8 +216,11 @@ class Method(ABC):
         """
         raise Unmergeable(f"{self.name} adapters have no parameters that could be merged")
 
-    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
-        """The change (m, n), fp64, that the formula of one of `merges` asks for, without the parameters of `merged`."""
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor | tuple[Tensor, Tensor]:
+        """The change that the formula of one of `merges` asks for, without `merged`'s parameters: fp64, on the CPU.
+
+        Dense (m, n), or up (m, R), down (R, n).
+        """
         raise Unmergeable(f"{self.name} adapters have no parameters that could be merged")
 
     @abstractmethod

@@ -81,7 +81,7 @@ class Rotation(Method):
             found[name] = q[upper[0], upper[1]].float()
         return found
 
-    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> tuple[Tensor, Tensor]:
         """U (R_U S R_V^T - S) V^T with R the rotation that the mode asks for, by inverse and logarithm of matrices."""
         r, (u, s, v) = len(basis.columns), (t.cpu().double() for t in (basis.u, basis.s, basis.v))
         eye, turns = torch.eye(r, dtype=torch.float64), []
@@ -91,7 +91,7 @@ class Rotation(Method):
                 turns.append((eye + q) @ torch.linalg.inv(eye - q))
             else:
                 turns.append(torch.matrix_exp(sum(_spread(share, name, r, _log_of_rotation) for share in shares)))
-        return u @ ((turns[0] * s) @ turns[1].T - torch.diag(s)) @ v.T
+        return u, ((turns[0] * s) @ turns[1].T - torch.diag(s)) @ v.T
 
     def pieces(self, basis: Basis, params: Params, strength: float = 1.0) -> Pieces:
         """(U R_U)_i sigma_i (V R_V)_i^T."""

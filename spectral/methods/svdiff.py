@@ -77,13 +77,14 @@ class SVDiff(Method):
             raise Unmergeable("the sum of the shifts would make singular values negative")
         return {"delta": delta.float()}
 
-    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor:
+    def merge_target(self, mode: str, basis: Basis, shares: Sequence[Share]) -> Tensor | tuple[Tensor, Tensor]:
         """U diag(relu(sigma + sum w delta) - sigma) V^T."""
         u, s, v = (t.cpu().double() for t in (basis.u, basis.s, basis.v))
         moved = s.clone()
         for share in shares:
             moved[share.where] += share.weight * share.params["delta"].cpu().double()
-        return (u * torch.where(basis.live.cpu(), moved.clamp_min(0) - s, 0)) @ v.T
+        up = u * torch.where(basis.live.cpu(), moved.clamp_min(0) - s, 0)
+        return up @ v.T if basis.full else (up, v.T)
 
     @staticmethod
     def _acting(basis: Basis, share: Share) -> Share:
