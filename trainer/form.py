@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_origin
 from .layering import base_kind, over_preset, own_method
 from .options import COMMON, TITLES
 from .presets import NO_PRESET, PRESETS, preset_sources
-from .request import DATASETS, LEAST, LONGEST, MOST, OFFERED, installed_optimizers
+from .request import DATASETS, LEAST, LONGEST, MOST, OFFERED, PLAN, installed_optimizers
 from .spec import choices, kinds, limits, plain, settings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def kind_of(name: str) -> Kind:
     kind = kinds()[name]
     if name in DATASETS:
         return "dataset"
-    if name in ("method", "optimizer") or get_origin(kind) is Literal:
+    if name in ("method", "optimizer", PLAN) or get_origin(kind) is Literal:
         return "choice"
     plain_kinds: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "text", Path: "adapter"}
     if kind in plain_kinds:
@@ -123,6 +123,8 @@ def _choices(name: str, places: Places) -> list[str]:
         return list(METHODS)
     if name == "optimizer":
         return installed_optimizers()
+    if name == PLAN:
+        return sorted(places.plan_files())
     if kind_of(name) in ("adapter", "adapters"):
         return sorted(places.adapter_files())
     return [value for value in choices().get(name, ()) if value is not None]

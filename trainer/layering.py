@@ -12,8 +12,8 @@ from typing import Any
 from .presets import PRESETS, Kind, preset_values
 
 DEFAULT_PRESET = "subject"
-# Settings of which one rules the other out: naming one drops what a lower layer said of the other.
-_RIVALS = (("rank", "columns"), ("masks", "alpha_masks"), ("validation", "validation_images"))
+# Settings of which one rules the others out: naming one drops what a lower layer said of the others.
+_RIVALS = (("rank", "columns", "column_plan"), ("masks", "alpha_masks"), ("validation", "validation_images"))
 _TEXT = ("text_targets", "text_targets_2")
 
 
@@ -35,12 +35,15 @@ def over_preset(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """All layers' values, later ones over earlier ones; of two settings that exclude each other, the later one's."""
+    """All layers' values, later ones over earlier ones; of settings that exclude each other, the later one's."""
     values: dict[str, Any] = {}
     for layer in layers:
-        for pair in _RIVALS:
-            if any(layer.get(name) for name in pair):
-                values = {name: value for name, value in values.items() if name not in pair}
+        planned = values.get("column_plan")
+        for rivals in _RIVALS:
+            if any(layer.get(name) for name in rivals):
+                values = {name: value for name, value in values.items() if name not in rivals}
+        if planned and not values.get("column_plan") and not layer.get("column_plan"):
+            values.pop("concept", None)  # it belonged to the plan that has been pushed out
         values.update(layer)
     return values
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DATASETS = ("masks", "class_images", "validation_images")
 ADAPTERS = ("start_from", "avoid")
+PLAN = "column_plan"
 # The rest of TrainSpec names places, or is a field of the request itself.
 _WITHHELD = ("base", "images", "out", "preset", "tokenizer", "cache_dir", "run", "device")
 _FIELDS = {each.name: each for each in settings() if each.name not in _WITHHELD}
@@ -62,7 +63,15 @@ MOST: dict[str, float] = {
     "dco_beta": 1_000_000,
 }
 LEAST: dict[str, float] = {"rank": 1, "resolution": 16, "weight_decay": 0, "seed": 0, "sample_seed": 0}
-LONGEST = {"description": 4000, "title": 200, "licence": 200, "trigger": 200, "columns": 500, "targets": 200}
+LONGEST = {
+    "description": 4000,
+    "title": 200,
+    "licence": 200,
+    "trigger": 200,
+    "columns": 500,
+    "targets": 200,
+    "concept": 100,
+}
 _TEXT = 500  # characters of any other text
 _ITEMS = 16  # of a list or a table
 _NAME = 300  # characters of a name of something
@@ -140,6 +149,8 @@ def _placed(request: Request, places: Places) -> dict[str, Any]:
             values[name] = str(contained(places, values[name]))
     if values.get("start_from") is not None:
         values["start_from"] = str(places.adapter(values["start_from"]))
+    if values.get("column_plan") is not None:
+        values["column_plan"] = str(places.plan(values["column_plan"]))
     if values.get("avoid"):
         values["avoid"] = [str(places.adapter(name)) for name in values["avoid"]]
     return values
@@ -158,6 +169,7 @@ def digest(request: Request, places: Places) -> str:
     read = [
         *(list(_listing(folder)) for folder in (places.dataset(request.dataset), *folders)),
         [_stamp(places.adapter(name)) for name in names],
+        [_stamp(places.plan(values["column_plan"]))] if values.get("column_plan") else [],
         [] if base == "tiny" else [_stamp(Path(base))],
     ]
     return hashlib.sha256(json.dumps([asked, read], sort_keys=True).encode()).hexdigest()
@@ -218,7 +230,7 @@ def _setting(name: str, value: object) -> Any:
     """A setting's plain value, or None for its own default. Raises SettingError."""
     if value is None and _FIELDS[name].default is None:
         return None
-    if name in (*DATASETS, "start_from"):
+    if name in (*DATASETS, "start_from", PLAN):
         return _text(name, value, _NAME)
     try:
         read = plain(read_value(name, value)) if name != "avoid" else value

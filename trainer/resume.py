@@ -13,7 +13,7 @@ from ..spectral.errors import SettingError
 from .spec import TrainSpec, settings
 
 # Fields whose content counts where it is known, and not the place it is read from.
-CONTENT = ("base", "images", "masks", "class_images", "validation_images", "start_from")
+CONTENT = ("base", "images", "masks", "class_images", "validation_images", "start_from", "column_plan")
 _TEXT_PATHS = ("base", "tokenizer")  # paths that are texts in the settings
 _TINY = "tiny"  # the base that is no path
 _LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "numpy")

@@ -46,6 +46,8 @@ class Material:
             found["validation_images"] = self.held_out.hash
         if spec.start_from is not None and spec.start_from.is_file():
             found["start_from"] = files.digest(spec.start_from)
+        if spec.column_plan is not None:
+            found["column_plan"] = str(spec.chosen_columns)  # the rest of the plan is other trainings' business
         return found
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from ..spectral.columns import Columns
 from ..spectral.errors import SettingError
+from .plan_file import read_plan
 
 if TYPE_CHECKING:
     from ..spectral.methods import Method
@@ -119,6 +120,21 @@ class TrainSpec:
         'Which directions, instead of rank: "top:8", "top:8@16" (8 from the 16th on), "bottom:8", "sample:8:SEED", '
         '"sample:8:SEED:POOL", "all". Concepts on different columns can be fused without mixing.',
         None,
+    )
+    column_plan: Path | None = _of(
+        "adapter",
+        "refuse",
+        "Plan of columns",
+        "A plan of several concepts (.json, made by the command plan or the panel), from which this training takes the "
+        "columns of its concept, instead of rank, columns or avoid.",
+        None,
+    )
+    concept: str = _of(
+        "adapter",
+        "refuse",
+        "Concept in the plan",
+        "With a plan of columns: the name that the plan gives this training's concept.",
+        "",
     )
     avoid: tuple[Path, ...] = _of(
         "adapter",
@@ -555,7 +571,14 @@ class TrainSpec:
             settings["rotation"] = self.rotation
         if self.norms:
             settings["norms"] = True
-        return method(self.method, rank=self.rank, columns=self.columns, **settings)
+        return method(self.method, rank=self.rank, columns=self.chosen_columns, **settings)
+
+    @property
+    def chosen_columns(self) -> str | None:
+        """What `columns` says, or the plan for this concept. Raises SettingError for a plan that cannot be read or has
+        no such concept.
+        """
+        return self.columns if self.column_plan is None else read_plan(self.column_plan).columns(self.concept)
 
     def rates(self, chosen: Method) -> tuple[float, float]:
         """Learning rates of the UNet and of the text encoders."""
@@ -609,9 +632,26 @@ class TrainSpec:
             own = each.metadata["methods"]
             if own and self.method not in own and getattr(self, each.name) != each.default:
                 raise SettingError(f"{self.method} does not have {each.name}; it is a setting of {', '.join(own)}")
-        if self.rank is not None and self.columns is not None:
-            raise SettingError(f"rank={self.rank} and columns={self.columns!r} both choose columns; give one")
-        Columns.parse(self.columns if self.rank is None else self.rank)
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """One of the ways to choose columns, and what belongs to it."""
+        ways = {"rank": self.rank, "columns": self.columns, "column_plan": self.column_plan}
+        given = [f"{name}={value!r}" if name == "columns" else f"{name}={value}" for name, value in ways.items()
+                 if value is not None]  # fmt: skip
+        if len(given) > 1:
+            raise SettingError(f"{' and '.join(given[:2])} both choose columns; give one")
+        if self.column_plan is None:
+            if self.concept:
+                raise SettingError(f"concept={self.concept!r} is given without column_plan; name the plan that has it")
+            Columns.parse(self.columns if self.rank is None else self.rank)
+            return
+        if self.avoid:
+            raise SettingError("column_plan and avoid both keep columns free for other concepts; give one")
+        if not self.concept:
+            names = ", ".join(each.name for each in read_plan(self.column_plan).concepts)
+            raise SettingError(f"column_plan is given without concept; say which one of it this is: {names}")
+        Columns.parse(self.chosen_columns)
 
     def _check_together(self) -> None:
         if self.text_lr is not None and not self.trains_text:
@@ -636,6 +676,8 @@ class TrainSpec:
             if path is not None and not path.is_dir():
                 raise SettingError(f"{name}: {path} is not a folder; give the folder that holds the pictures")
         files = {"start_from": [self.start_from] if self.start_from else [], "avoid": self.avoid}
+        if self.column_plan is not None and not self.column_plan.is_file():
+            raise SettingError(f"column_plan: there is no file {self.column_plan}; make one with the command plan")
         for name, paths in files.items():
             for path in paths:
                 if not path.is_file():
