@@ -23,6 +23,7 @@ if __package__:
             "errors": "AdapterFileError Cancelled SettingError SpectralError UnknownLayerError WrongBaseError",
             "extract": "Extracted difference extract",
             "file": "load read_metadata save",
+            "fusion": "Ingredient fuse verify",
             "layer": "InjectedAdapter inject",
             "live": "Live",
             "merge": "merge module_weights",
