@@ -109,6 +109,7 @@ def _places() -> Places:
         adapters=Path(folder_paths.get_output_directory()) / folder.FOLDER,
         bases=_bases,
         adapter_files=_adapter_files,
+        lora_files=_lora_files,
     )
 
 
@@ -134,8 +135,18 @@ def _free_name(wanted: str, taken: Mapping[str, Path]) -> str:
 
 def _adapter_files() -> Mapping[str, Path]:
     """Adapters under their names in the loader; links that lead nowhere are listed there too, and left out here."""
-    found = {name: folder_paths.get_full_path(folder.FOLDER, name) for name in folder.names()}
-    return {name: Path(path) for name, path in found.items() if path is not None}
+    return _found(folder.FOLDER, {name: name for name in folder.names()})
+
+
+def _lora_files() -> Mapping[str, Path]:
+    """ComfyUI's LoRA files, as loras/NAME, which can be looked into and mixed."""
+    return _found(folder.LORAS, {name: name.removeprefix(f"{folder.LORAS}/") for name in folder.lora_names()})
+
+
+def _found(kind: str, names: Mapping[str, str]) -> dict[str, Path]:
+    """The paths behind names of a kind of ComfyUI's models, by the names that pages show."""
+    paths = {shown: folder_paths.get_full_path(kind, name) for shown, name in names.items()}
+    return {shown: Path(path) for shown, path in paths.items() if path is not None}
 
 
 def _bases() -> Mapping[str, Path]:

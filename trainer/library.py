@@ -37,7 +37,7 @@ def info(places: Places, name: str) -> dict[str, Any]:
         facts, kind = read_info(path).as_json(), "adapter"
     else:
         facts, kind = _lora_facts(path), "lora"
-    shown = {"name": name, "kind": kind, "editable": kind == "adapter" and _is_writable(path)}
+    shown = {"name": name, "path": str(path), "kind": kind, "editable": kind == "adapter" and _is_writable(path)}
     return {**facts, **shown, "preview": _THUMBNAIL in _metadata(path)}
 
 

@@ -5,6 +5,7 @@ import { refreshAdapters } from "./graph.js";
 import { toast } from "./host.js";
 
 export const NOTIFY = "SpectralAdapters.Notify";
+const MAKES = new Set(["train", "fuse"]); // kinds of jobs that end with an adapter
 const KIND = { finished: "ok", stopped: "info", interrupted: "warn", failed: "error" };
 
 /**
@@ -18,7 +19,7 @@ export function notices() {
     const before = last.get(job.id);
     last.set(job.id, job.status);
     if (before === job.status || !(job.status in KIND)) return;
-    if (job.status === "finished" && job.kind === "train") await refreshAdapters();
+    if (job.status === "finished" && MAKES.has(job.kind)) await refreshAdapters();
     if (app.extensionManager.setting.get(NOTIFY)) toast(KIND[job.status], job.text, job.name);
   };
 }
