@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from .adapter import LayerMatch, MatchReport, OnMismatch, check_layers
 from .basis import Progress, WeightSource
 from .cache import BasisCache
-from .change import Change
+from .change import Change, Thin
 from .errors import Cancelled, SettingError
 from .merge import module_weights
 from .open import open_source
 from .source import AdapterSource, Source
 
 _SPOT_CHECKS = 8  # of a portable file's layers: information only, and as dear as using them
+# Rank from which adding a whole matrix is quicker on a CPU than multiplying its factors each time; kept so while there
+# is room.
+_DENSE_FROM = 32
 HELD = 2 << 30  # bytes of changes of full rank that are kept; an svdiff adapter of SD1.5's attention has 0.28 GB
 
 
@@ -201,12 +204,19 @@ class Live:
 
 def _keep(made: _Held, layer: str, change: Change, room: int) -> int:
     """Keep a change, unless it is dense and there is no room left; the room that remains."""
+    if isinstance(change, tuple) and _better_dense(change, room):
+        change = change[0] @ change[1]
     if isinstance(change, Tensor) and change.ndim > 1:
         if change.nbytes > room:
             return room
         room -= change.nbytes
     made.changes[layer] = change
     return room
+
+
+def _better_dense(change: Thin, room: int) -> bool:
+    (m, rank), n = change[0].shape, change[1].shape[1]
+    return rank >= _DENSE_FROM and change[0].device.type == "cpu" and 4 * m * n <= room
 
 
 def _put(weight: Tensor, original: Tensor, changes: Sequence[tuple[Change, float]]) -> None:
