@@ -54,6 +54,7 @@ class Fused(Source):
         live = [one.source for one in ingredients if one.weight]
         self.shapes, self.gains = shapes_of(live), channels_of(live)
         self.metadata = fused_metadata(sources, mode, name)
+        self.left_out = tuple(f"{source.name}: {key}" for source in sources for key in source.left_out)
 
     def change(self, layer: str, weight: Tensor | None = None, cache: BasisCache | None = None) -> Change:
         members = self._members(layer)
@@ -108,8 +109,12 @@ class Fused(Source):
 
     @property
     def text(self) -> str:
-        """One sentence: what was fused, and why it is no single adapter."""
-        return f"{_what(self.ingredients, self.mode, self.shapes)}, as changes of weights: {self.why}."
+        """What was fused, why it is no single adapter, and what of the files changes no weight."""
+        said = f"{_what(self.ingredients, self.mode, self.shapes)}, as changes of weights: {self.why}."
+        if not self.left_out:
+            return said
+        first, count = self.left_out[0], len(self.left_out)
+        return f"{said} Left out, because no weight changes: {count:,} tensor{'s' * (count != 1)}, such as {first}."
 
     def _members(self, layer: str) -> dict[int, Ingredient]:
         """The ingredients that change this layer, by their number."""

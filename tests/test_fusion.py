@@ -247,6 +247,30 @@ def test_thin_changes_stay_thin():
     assert isinstance(change, tuple) and change[0].shape == (64, 4)
 
 
+def test_fusions_can_be_fused_again():
+    cat, dog, fox = (concept("additive", f"top:3@{3 * i}", i) for i in range(3))
+    pair = fuse(mix((cat, 1.0), (dog, 1.0)), name="pair")
+    whole, steps = fuse(mix((cat, 1.0), (dog, 1.0), (fox, 1.0))), fuse([Ingredient(pair), *mix((fox, 1.0))])
+    loose = fuse([Ingredient(fuse(mix((cat, 0.5), (dog, 0.5)))), *mix((fox, 0.5))], "sum")
+    for layer in SHAPES:
+        assert torch.equal(dense(steps.change(layer)), dense(whole.change(layer)))
+    assert steps.native is not None and loose.native is None
+    assert verify(loose, [*mix((cat, 0.5), (dog, 0.5), (fox, 0.5))]).largest < EXACT
+
+
+def test_a_one_by_one_convolution_is_a_linear_layer_and_tensors_without_a_weight_are_named():
+    conv = concept("additive", "top:3", 1, {"lora_unet_p": (16, 24, 1, 1)})
+    plain = Changes({"lora_unet_p": ((16, 24), torch.ones(16, 24))}, name="plain", kind="LoRA")
+    plain.left_out = ("lora_unet_p.diff_b",)
+    made = fuse([*mix((conv, 1.0)), Ingredient(plain)])
+    expected = dense(source(conv, "c").change("lora_unet_p")) + 1
+    for shape in ((16, 24, 1, 1), (16, 24)):
+        torch.testing.assert_close(dense(made.change("lora_unet_p", torch.zeros(shape))), expected)
+    assert made.text.endswith(
+        "1 tensor of the files left out, which change no weight, such as plain: lora_unet_p.diff_b."
+    )
+
+
 def test_adapters_of_different_bases_are_added_not_merged():
     cat = concept("additive", "top:4", 1)
     dog = concept("additive", "top:4@4", 2)
