@@ -6,6 +6,7 @@ import { formats } from "./format.js";
 import { methodText } from "./method.js";
 
 const HASH_SHOWN = 12;
+const MOVED_SHOWN = 3;
 
 /**
  * @param {import("./panel.js").Ctx} ctx
@@ -21,32 +22,34 @@ export function factList(ctx) {
   };
   const show = (info) => {
     const rows = [
-      ["method", [methodText(t, info), info.columns].filter(Boolean).join(", ")],
+      ["method", [methodText(t, info), columnsText(t, info)].filter(Boolean).join(", ")],
       ["family", info.family ? t.or(`family.${info.family}`, info.family) : ""],
       ["base", info.base_name],
       ["profile", info.profile ? t.or(`adapter.profiles.${info.profile}`, info.profile) : ""],
       ["layers", info.layers && f.count(info.layers)],
       ["parameters", info.parameters && f.count(info.parameters)],
       ["size", f.bytes(info.file_bytes)],
-      ...trained(info, f),
       ["sha256", info.sha256 && hash(info.sha256)],
       ["content", info.content_hash && hash(info.content_hash)],
+      ["leftOut", info.left_out?.length && f.count(info.left_out.length)],
     ];
-    clear(root, rows.filter(([, value]) => value).map(([name, value]) => fact(t(`facts.${name}`), value)));
+    const named = rows.map(([name, value]) => [t(`facts.${name}`), value]);
+    clear(root, [...named, ...trained(t, info)].filter(([, value]) => value).map(([name, value]) => fact(name, value)));
   };
   return { root, show };
 }
 
 /** How it was trained, as far as the file tells. */
-function trained({ training = {} }, f) {
-  const plain = (value) => (typeof value === "number" ? f.number(value, 6) : value);
-  const date = Number(training.date ?? training.finished);
-  return [
-    ["steps", plain(training.steps)],
-    ["lr", plain(training.lr)],
-    ["images", plain(training.images)],
-    ["date", date > 0 ? f.date(date) : ""],
-  ];
+function trained(t, { training }) {
+  const label = (name) => t.or(`facts.trained.${name.replaceAll(" ", "_")}`, name);
+  return Object.entries(training ?? {}).map(([name, value]) => [label(name), String(value)]);
+}
+
+/** The columns, and those of layers that use others. */
+function columnsText(t, { columns, moved }) {
+  const others = Object.entries(moved ?? {}).slice(0, MOVED_SHOWN);
+  const said = others.map(([which, count]) => t("facts.moved", { columns: which, count }));
+  return [columns, ...said].filter(Boolean).join("; ");
 }
 
 function fact(name, value) {
