@@ -7,7 +7,9 @@ const LEFT = 34; // pixels round the drawing, where its numbers stand
 const RIGHT = 14;
 const TOP = 8;
 const BOTTOM = 24;
-const GRAIN = { share: 0.01, strength: 0.05 }; // of what is dragged; with Shift a tenth
+// What a drag or a key moves by; with Shift the finest that the numbers on the node can hold.
+const COARSE = { share: 0.01, strength: 0.05 };
+const FINE = { share: 0.001, strength: 0.01 };
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
 function rounded(value, grain) {
@@ -67,10 +69,10 @@ export class CurveView {
     const zoom = box.width / this.picture.clientWidth;
     const x = (event.clientX - box.left) / zoom;
     const y = (event.clientY - box.top) / zoom;
-    const fine = event.shiftKey ? 0.1 : 1;
+    const grain = event.shiftKey ? FINE : COARSE;
     const { share, strength } = this.#scale();
     const at = [share.back(x), Math.min(Math.max(strength.back(y), this.held.range[0]), this.held.range[1])];
-    this.#move(this.held.which, rounded(at[0], GRAIN.share * fine), rounded(at[1], GRAIN.strength * fine));
+    this.#move(this.held.which, rounded(at[0], grain.share), rounded(at[1], grain.strength));
   }
 
   #drop(event) {
@@ -85,11 +87,11 @@ export class CurveView {
     const way = KEYS[event.key];
     if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    const fine = event.shiftKey ? 0.1 : 1;
+    const grain = event.shiftKey ? FINE : COARSE;
     const [share, strength] = handles(this.curve.get())[which];
-    const to = [share + way[0] * GRAIN.share * fine, strength + way[1] * GRAIN.strength * fine];
+    const to = [share + way[0] * grain.share, strength + way[1] * grain.strength];
     this.curve.begun();
-    this.#move(which, rounded(to[0], GRAIN.share * 0.1), rounded(to[1], GRAIN.strength * 0.1));
+    this.#move(which, rounded(to[0], FINE.share), rounded(to[1], FINE.strength));
     this.curve.done();
   }
 
