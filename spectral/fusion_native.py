@@ -20,8 +20,9 @@ from .cache import BasisCache
 from .change import Change
 from .columns import Columns
 from .container import DTYPES
-from .errors import Cancelled
+from .errors import Cancelled, SettingError
 from .evidence import FINGERPRINT_DIGITS, make_evidence
+from .format1 import resolve_columns
 from .gains import Gain
 from .matching import AdapterLayer, change_of, check_shape, find_basis, on_device
 from .methods import method as make_method
@@ -277,9 +278,10 @@ def _names(who: Sequence[str]) -> str:
 
 def _columns(parts: Sequence[tuple[str, Adapter, float]], layers: Mapping[str, AdapterLayer]) -> Columns:
     """A choice of columns for the whole, such that most layers need none of their own; it fits every layer."""
-    choices = {adapter.method.columns.text for _, adapter, _ in parts}
-    if len(choices) == 1:
-        return parts[0][1].method.columns
+    for _, adapter, _ in parts:
+        chosen = adapter.method.columns
+        if all(_fits(chosen, layer) for layer in layers.values()):
+            return chosen
     largest = max(layers.values(), key=lambda layer: (min(layer.matrix), len(layer.indices)))
     smallest = min(min(layer.matrix) for layer in layers.values())
     indices = largest.indices
@@ -290,6 +292,14 @@ def _columns(parts: Sequence[tuple[str, Adapter, float]], layers: Mapping[str, A
     if indices[-1] < smallest:
         return Columns("list", indices=tuple(indices))
     return Columns("top", rank=len(indices))
+
+
+def _fits(columns: Columns, layer: AdapterLayer) -> bool:
+    """Whether the layer has just the columns of this choice."""
+    try:
+        return resolve_columns(columns, min(layer.matrix)) == layer.indices
+    except SettingError:
+        return False
 
 
 def _dtype(parts: Sequence[tuple[str, Adapter, float]]) -> torch.dtype:

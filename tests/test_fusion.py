@@ -247,6 +247,15 @@ def test_thin_changes_stay_thin():
     assert isinstance(change, tuple) and change[0].shape == (64, 4)
 
 
+def test_adapters_that_stay_off_each_other_layer_by_layer_are_called_by_what_they_have():
+    """As `avoid` trains them: both say top:3, the second one's layers say which."""
+    cat, dog = concept("additive", "top:3", 1), concept("additive", "top:3@3", 2)
+    dog.method = cat.method
+    made = fuse(mix((cat, 1.0), (dog, 1.0)))
+    assert made.native.method.columns.text == "top:6"
+    assert fuse(mix((dog, 1.0))).native.layers["lora_unet_a"].indices == (3, 4, 5)
+
+
 def test_fusions_can_be_fused_again():
     cat, dog, fox = (concept("additive", f"top:3@{3 * i}", i) for i in range(3))
     pair = fuse(mix((cat, 1.0), (dog, 1.0)), name="pair")
