@@ -23,7 +23,7 @@ from ..spectral.source import AdapterSource, Source
 from . import work
 from .adapters import Held, Use
 from .mixing import mixture
-from .model_weights import model_family, own_layers
+from .model_weights import own_layers
 from .prepare import Connected, connected
 from .weights import original_weight
 
@@ -108,8 +108,8 @@ def _difference(given: Given, onto: Connected) -> Source:
             f"found one CLIP, expected both or none: connect {missing} too, or none to leave the text encoder out."
         )
     tuned = connected(given.tuned_model, given.tuned_clip)
-    family, kinds = model_family(given.model), _KINDS[given.layers]
-    names = [name for name in own_layers(onto, given.model) if kinds is None or place(name, family).work in kinds]
+    kinds = _KINDS[given.layers]
+    names = [name for name in own_layers(onto, given.model) if kinds is None or place(name, None).work in kinds]
     theirs = set(own_layers(tuned, given.tuned_model))
     shared = {name: tuned.targets[name] for name in names if name in theirs}
     return difference(

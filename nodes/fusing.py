@@ -18,7 +18,7 @@ from ..spectral.mixture import MODES, FusionMode
 from . import recording, work
 from .adapters import Held, Use
 from .apply import Applied, apply_uses, trigger_words
-from .mixing import Mixture, mixture
+from .mixing import Mixture, mixture, refuse_another_model
 from .prepare import Connected, connected
 from .recording import Run
 
@@ -66,6 +66,8 @@ def fused(
     began = time.perf_counter()
     mixed = mixture(uses, clip is not None, wanted.mode)
     onto = connected(model, clip)
+    if on_mismatch == "refuse":
+        refuse_another_model(mixed, onto)
     lines = list(mixed.notes)
     moments = None
     if wanted.run is not None:

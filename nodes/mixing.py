@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..spectral.errors import SettingError
+from ..spectral.errors import SettingError, WrongBaseError
 from ..spectral.mixture import FusionMode, Ingredient
 from ..spectral.parted import parted
 from ..spectral.parts import Parts
@@ -15,6 +15,7 @@ from ..spectral.source import AdapterSource, Source
 from .adapters import UNET_PREFIX, Use
 from .apply import naming
 from .gathering import named
+from .prepare import Connected
 
 # Of these, adapters keep their parameters, which a strength for each side would tear apart.
 _BY_PARAMETERS: tuple[FusionMode, ...] = ("paper", "rotate", "shift")
@@ -60,6 +61,22 @@ def mixture(uses: Sequence[Use], with_clip: bool, mode: FusionMode = "sum") -> M
             "least one that is on, has a strength other than 0 and layers of the connected model."
         )
     return Mixture(tuple(made), tuple(kept), tuple(notes))
+
+
+def refuse_another_model(mixed: Mixture, onto: Connected) -> None:
+    """Raises WrongBaseError for an adapter of which not all layers are in the connected model, and names it.
+
+    A LoRA file may have some more: many hold layers that ComfyUI itself leaves out.
+    """
+    for source in mixed.sources:
+        names = (*source.shapes, *source.gains)
+        missing = [name for name in names if name not in onto.targets]
+        if missing and (len(missing) == len(names) or isinstance(source, AdapterSource)):
+            raise WrongBaseError(
+                f"{source.name}: {len(missing)} of its {len(names)} layers are not in the connected model "
+                f"({onto.name}), such as {missing[0]!r}; expected all. Connect the kind of model it was made for, "
+                "leave it out, or set on_mismatch to force for the layers that are there."
+            )
 
 
 def _ingredient(use: Use, name: str, with_clip: bool, mode: FusionMode) -> tuple[Ingredient | None, str]:
