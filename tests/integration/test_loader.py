@@ -213,12 +213,19 @@ def test_an_sdxl_file_is_refused_with_the_reason(comfy: Comfy, base_picture: np.
     assert difference(comfy.run(picture_graph(BASE)).picture, base_picture) == 0
 
 
-@pytest.mark.parametrize(("name", "word"), [("cut-off", "cut off"), ("rotation-lora", "LoRA")])
-def test_files_that_are_no_adapters_are_refused_by_name(name: str, word: str, comfy: Comfy) -> None:
-    refused = adapted(comfy, spectral(name))
+def test_a_damaged_file_is_refused_by_name(comfy: Comfy) -> None:
+    refused = adapted(comfy, spectral("cut-off"))
     assert not refused.ok
-    assert word in refused.error
-    assert f"{name}.safetensors" in refused.error
+    assert "cut off" in refused.error
+    assert "cut-off.safetensors" in refused.error
+
+
+def test_a_lora_file_among_the_adapters_paints_as_in_core(comfy: Comfy) -> None:
+    ours = adapted(comfy, spectral("rotation-lora", 0.7))
+    assert difference(ours.picture, adapted(comfy, lora("rotation-lora", 0.7)).picture) < 0.1
+    refused = adapted(comfy, spectral("rotation-lora", 0.7, mode="spectral"))
+    assert not refused.ok
+    assert "choose linear" in refused.error
 
 
 def test_a_missing_file_is_refused_before_the_run(comfy: Comfy) -> None:
