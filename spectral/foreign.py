@@ -52,7 +52,11 @@ _BY_NAME: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("down_blocks.", "conv_in.weight"), "a UNet or VAE of diffusers", "Load it as the base model"),
     (("text_model.embeddings.",), "a text encoder", "Load it with the CLIP loader"),
     (("decoder.", "encoder."), "a VAE", "Load it with the VAE loader"),
-    ((".delta",), "a spectral-shift file of another tool, which names no base", "Ask its author for format 1"),
+    (
+        (".delta",),
+        "a file of spectral shifts of svdiff-pytorch, which names no base",
+        "Make an adapter of it with `python -m spectral_adapters convert`",
+    ),
 )
 
 

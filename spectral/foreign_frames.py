@@ -132,7 +132,7 @@ def _read(content: object, path: Path, columns: ColumnsLike) -> Iterator[_Layer]
         for key, t in (table.get(part) or {}).items():
             end = next((end for end in (*_PARTS, _WEIGHT) if str(key).endswith(f".{end}")), None)
             if end is not None and isinstance(t, Tensor):
-                found[part, str(key)[: -len(end) - 1]][end] = t
+                found[part, str(key)[: -len(end) - 1]][end] = t.detach()
     places = {place: read_place(f"{place[0]}.{place[1]}") for place in found}
     names = layer_names(set(places.values()), _text_width(found), {})[0]
     for place, tensors in found.items():
@@ -161,7 +161,7 @@ def _layer(path: Path, name: str, tensors: Mapping[str, Tensor], columns: Column
         name,
         (m, n) if weight is None else tuple(weight.shape),
         chosen,
-        *(t.detach().double() for t in (u[:, where], s[where], v[:, where], a, b, c)),
+        *(t.double() for t in (u[:, where], s[where], v[:, where], a, b, c)),
         sigma_max=float(s.max()),
         fingerprint="" if weight is None else content_hash(weight),
     )

@@ -80,13 +80,11 @@ def from_shifts(
 
 
 def _names(places: list[tuple[TensorFile, str, Place]], weights: Mapping[str, WeightSource]) -> dict[Place, str]:
-    """Which layer of the base each place is. The base knows its own family."""
-    given = {place for _, _, place in places}
-    plain, _ = layer_names(given, None, {})
-    if all(name in weights for name in plain.values()):
-        return plain
+    """Which layer of the base each place is; the base says of which family they are."""
+    wide = next((name for name in weights if name.endswith("attn2_to_k")), None)
+    width = None if wide is None else fetch(weights[wide]).shape[1]
     said = {"ss_base_model_version": "sdxl"} if any(name.startswith("lora_te2_") for name in weights) else {}
-    return layer_names(given, None, said)[0]
+    return layer_names({place for _, _, place in places}, width, said)[0]
 
 
 def _layer(

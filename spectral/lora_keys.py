@@ -56,9 +56,13 @@ _SPACES: tuple[tuple[str, Space], ...] = (
     ("clip_h.transformer.", "te"),
     ("text_model.", "te"),
 )
-_BLOCKS = re.compile(r"(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)[._]")
+_BLOCKS = re.compile(
+    r"(down_blocks|up_blocks|mid_block|conv_in|conv_norm_out|conv_out|time_embedding|add_embedding"
+    r"|input_blocks|output_blocks|middle_block)([._]|$)"
+)
 # diffusers' first text LoRAs named the projections as a UNet's attention does.
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_INPUTS = ("down", "diff", "hada_w1_b")  # parts as wide as the layer's input
 _VERSIONS: tuple[tuple[str, Family], ...] = (
     ("sdxl", "sdxl"),
     ("stable-diffusion-xl", "sdxl"),
@@ -121,9 +125,9 @@ def layer_names(
 
 
 def text_width(keys: Mapping[str, Key], shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """The inputs of the cross-attention's keys and values, where a LoRA of one shows them."""
+    """The inputs of the cross-attention's keys and values, where a part of one shows them."""
     for key, found in keys.items():
-        if found.part == "down" and found.path.endswith(("attn2_to_k", "attn2_to_v")) and len(shapes[key]) >= 2:
+        if found.part in _INPUTS and found.path.endswith(("attn2_to_k", "attn2_to_v")) and len(shapes[key]) >= 2:
             return shapes[key][1]
     return None
 
