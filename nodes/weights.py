@@ -14,9 +14,10 @@ def original_weight(patcher: comfy.model_patcher.ModelPatcher, key: str) -> Tens
     In the dtype it is stored in, fp32 where it was quantised. (ComfyUI's `get_key_patches` fails on quantised models.)
     """
     weight, _, dequantise = comfy.model_patcher.get_key_weight(patcher.model, key)
+    # In this order: hooks are put over patches, so that what they keep is patched already.
     if key in patcher.backup:
         weight = patcher.backup[key].weight
-    if key in patcher.hook_backup:
+    elif key in patcher.hook_backup:
         weight = patcher.hook_backup[key][0]
     if dequantise is None:
         return weight.to(patcher.load_device)

@@ -102,7 +102,7 @@ def test_a_curve_of_nothing_is_the_base_bit_for_bit(comfy: Comfy, base_picture: 
 
 
 def test_after_a_schedule_the_base_is_as_before(comfy: Comfy, base_picture: np.ndarray) -> None:
-    assert difference(comfy.run(scheduled(row("norms", 1, 1))).picture, base_picture) > VISIBLE
+    assert difference(comfy.run(scheduled(row("norms", 1, 1), levels=3)).picture, base_picture) > VISIBLE
     assert difference(comfy.run(picture_graph(BASE, steps=STEPS)).picture, base_picture) == 0
 
 
@@ -173,6 +173,18 @@ def test_the_hooks_alone_serve_comfyuis_own_nodes(comfy: Comfy) -> None:
         graph[node] = {"class_type": "ConditioningSetProperties", "inputs": inputs}
     graph["5"]["inputs"] |= {"positive": ["33", 0], "negative": ["34", 0]}
     assert difference(comfy.run(graph).picture, wanted) == 0
+
+
+def test_hooked_weights_are_not_taken_for_the_models_own(comfy: Comfy) -> None:
+    """After a prompt the text encoder keeps its hooks, here over the patches of a loader."""
+    graph = scheduled(row("additive", 1, 1), start=1, end=1)
+    name, inputs = loader("rotation", 1.0, 1.0)
+    graph["23"] = {"class_type": name, "inputs": inputs | {"model": ["1", 0], "clip": ["1", 1]}}
+    graph["21"]["inputs"]["clip"] = ["23", 1]
+    assert comfy.run(graph).ok
+    name, inputs = loader("svdiff", 1.0, 0.77)
+    after = adapted(comfy, (name, inputs | {"strength_mode": "spectral"}))
+    assert "Match 100.0 %" in after.text["20"]
 
 
 def test_another_models_adapter_is_refused(comfy: Comfy) -> None:
