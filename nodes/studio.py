@@ -110,6 +110,7 @@ def _places() -> Places:
         bases=_bases,
         adapter_files=_adapter_files,
         lora_files=_lora_files,
+        loras=Path(folder_paths.get_output_directory()) / folder.LORAS,  # ComfyUI looks for LoRA files there too
     )
 
 

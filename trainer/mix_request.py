@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..spectral.errors import SettingError
+from .places import LORA_SUFFIX
 
 # The modes that need no sampling run; `spectral.mixture` says what each is.
 Mode = Literal["sum", "mean", "paper", "rotate", "shift", "interpolate"]
@@ -54,11 +55,12 @@ class ConflictRequest:
 class FuseRequest:
     """Adapters to fuse. base: needed where a source or the format does; to: the kind of file, auto for native where the
     algebra allows it, else a LoRA where the change has low rank, else a difference. rank, energy: of a LoRA, at most
-    one of them. out: where a native file goes; another kind goes beside it.
+    one of them. out: where a native file goes; lora: where another kind goes, None for NAME.lora.safetensors beside it.
     """
 
     adapters: tuple[Mixed, ...]
     out: Path
+    lora: Path | None = None
     mode: Mode = "sum"
     base: str | None = None
     to: To = "auto"
@@ -73,11 +75,21 @@ class FuseRequest:
             raise SettingError(f"fuse: found out={values.get('out')!r}, expected the path of a file")
         adapters = _adapters(values.get("adapters"), least=1)
         asked = {name: values[name] for name in ("mode", "to", "rank", "energy") if values.get(name) is not None}
+        lora = values.get("lora")
+        if lora is not None and (not isinstance(lora, (str, Path)) or not str(lora)):
+            raise SettingError(f"fuse: found lora={lora!r}, expected the path of a file or none")
+        asked["lora"] = None if lora is None else Path(lora)
         return cls(adapters, Path(values["out"]), base=_base(values.get("base")), **checked(asked))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as `from_json` reads them."""
-        return {**asdict(self), "adapters": _plain(self.adapters), "out": str(self.out)}
+        paths = {"out": str(self.out), "lora": None if self.lora is None else str(self.lora)}
+        return {**asdict(self), "adapters": _plain(self.adapters), **paths}
+
+    @property
+    def other(self) -> Path:
+        """Where a file goes that is no adapter of this package."""
+        return self.out.with_name(f"{self.out.stem}{LORA_SUFFIX}") if self.lora is None else self.lora
 
 
 def checked(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,8 +117,19 @@ def _write(
     tell(Phase("exporting"))
     export = _export(made, request, weights, {**told, "cache": cache})
     tell(Phase("saving"))
-    path = write_export(export, made, files.free_name(request.out.with_name(f"{request.out.stem}{LORA_SUFFIX}")))
+    path = write_export(export, made, _free(request.other))
     return path, f"What the file lost: {export.residual}."
+
+
+def _free(path: Path) -> Path:
+    """The path, or NAME-2 and so on where a file has appeared, its folder made."""
+    suffix = LORA_SUFFIX if path.name.endswith(LORA_SUFFIX) else SUFFIX
+    try:
+        files.make_folder(path.parent)
+    except OSError as error:
+        raise files.refusal("making the folder of LoRA files", path.parent, error, "Choose another") from error
+    paths = (path.with_name(f"{name}{suffix}") for name in files.numbered(path.name.removesuffix(suffix)))
+    return next(free for free in paths if not free.exists())
 
 
 def _export(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import SettingError
+from . import files
 from .addresses import both
 from .jobs.job import JobConflict
 from .mix_request import ConflictRequest, FuseRequest, Mixed, checked, weight_of
@@ -42,7 +43,9 @@ def fuse_request(
     _different([row[0] for row in rows])
     mixed = tuple(Mixed(known, places.source(known), weight) for known, weight in rows)
     given = checked({key: value for key, value in asked.items() if value is not None})
-    made = FuseRequest(mixed, places.free_out(name, taken), base=places.base(base) if base else None, **given)
+    out = places.free_out(name, taken)
+    lora = None if places.loras is None else files.free_name(places.loras / out.name)
+    made = FuseRequest(mixed, out, lora, base=places.base(base) if base else None, **given)
     return FuseRequest.from_json(made.as_json())
 
 

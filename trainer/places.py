@@ -135,6 +135,7 @@ class Places:
     home: jobs, queue, trash, thumbnails, plans. roots: folders that hold datasets, by name. uploads: the root that new
     datasets are made in. adapters: the folder finished adapters are written to. bases, adapter_files: by the names that
     pages show. lora_files: files of the LoRA family, named loras/NAME, which can be looked at and mixed.
+    loras: the folder they are written to, None for that of the adapters.
     """
 
     home: Path
@@ -144,6 +145,7 @@ class Places:
     bases: Callable[[], Mapping[str, Path]]
     adapter_files: Callable[[], Mapping[str, Path]]
     lora_files: Callable[[], Mapping[str, Path]] = dict
+    loras: Path | None = None
 
     def dataset(self, id: str) -> Path:
         """The folder of a dataset: "root", "root/sub" or deeper. Raises NameFault where there is none."""
