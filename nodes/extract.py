@@ -99,6 +99,6 @@ def _columns() -> io.String.Input:
     return io.String.Input(
         "columns",
         default="",
-        tooltip="Which columns: top:8@16 are eight from the 17th on, bottom:8, list:0,3,5. Empty: the first `rank`, "
-        "for svdiff and soda all.",
+        tooltip="Which columns: top:8@16 are eight from the 17th on, bottom:8, list:0,3,5. best or best:16: in each "
+        "layer those that hold most, as LoRA files need. Empty: the first `rank`, for svdiff and soda all.",
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..spectral.blocks import place
 from ..spectral.cache import BasisCache
+from ..spectral.choose import asks_for_best
 from ..spectral.errors import SettingError
 from ..spectral.extract import difference, extract
 from ..spectral.fusion import fuse
@@ -56,7 +57,7 @@ def extracted(given: Given, chosen: Mapping[str, Any] | None) -> tuple[Use, str]
     Raises SettingError (not one source of change, no such method), WrongBaseError, and ComfyUI's interrupt.
     """
     began = time.perf_counter()
-    wanted = method_of(chosen)
+    wanted, choose = method_of(chosen)
     onto, cache = connected(given.model, given.clip), BasisCache()
     with work.interruptible():
         source, notes = _source(given, onto, cache)
@@ -64,6 +65,7 @@ def extracted(given: Given, chosen: Mapping[str, Any] | None) -> tuple[Use, str]
             source,
             onto.weights((*source.shapes, *source.gains)),
             wanted,
+            choose=choose,
             cache=cache,
             progress=work.progress(),
             cancelled=work.cancelled,
@@ -73,15 +75,18 @@ def extracted(given: Given, chosen: Mapping[str, Any] | None) -> tuple[Use, str]
     return use, "\n".join([made.text, *notes, f"Extracted in {time.perf_counter() - began:.1f} s."])
 
 
-def method_of(chosen: Mapping[str, Any] | None) -> Method:
-    """What the method widget brings. Raises SettingError."""
+def method_of(chosen: Mapping[str, Any] | None) -> tuple[Method, bool]:
+    """What the method widget brings, and whether each layer gets the columns that hold most. Raises SettingError."""
     chosen = chosen or {}
     name = chosen.get("method")
     if name not in METHODS:
         raise SettingError(f"method: found {name!r}, expected one of {', '.join(METHODS)}.")
     columns = chosen.get("columns", "").strip() or None
-    rank = None if columns else chosen.get("rank") or None
-    return method(name, columns=columns, rank=rank)
+    rank = chosen.get("rank") or None
+    best, count = asks_for_best(columns)
+    if best:
+        return method(name, rank=count or rank), True
+    return method(name, columns=columns, rank=None if columns else rank), False
 
 
 def _source(given: Given, onto: Connected, cache: BasisCache) -> tuple[Source, tuple[str, ...]]:

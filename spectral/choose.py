@@ -13,8 +13,21 @@ from torch import Tensor
 
 from .basis import Basis
 from .change import Change, distance
+from .errors import SettingError
 from .fit import diagonal
 from .methods import Method
+
+BEST = "best"
+
+
+def asks_for_best(columns: str | None) -> tuple[bool, int | None]:
+    """Whether a choice of columns is "best" or "best:16", and the number. Raises SettingError for another ending."""
+    word, _, count = (columns or "").strip().partition(":")
+    if word != BEST:
+        return False, None
+    if count and not (count.isdecimal() and int(count)):
+        raise SettingError(f'columns={columns!r}: expected "best" or a number of them, such as "best:16"')
+    return True, int(count) if count else None
 
 
 def best_columns(method: Method, shape: tuple[int, ...], basis: Basis, change: Change, r: int) -> tuple[int, ...]:

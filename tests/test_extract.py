@@ -13,6 +13,7 @@ import spectral_adapters as sa
 from spectral_adapters.__main__ import main
 from spectral_adapters.spectral import fit
 from spectral_adapters.spectral.change import dense, distance, norm, triples
+from spectral_adapters.spectral.choose import asks_for_best
 from spectral_adapters.spectral.export import write_export
 from spectral_adapters.spectral.extract import difference, extract
 from spectral_adapters.spectral.linalg import cayley, skew
@@ -283,6 +284,14 @@ def test_triples_of_a_thin_change_below_the_rank():
     assert made.total > 1 - 1e-6 and len(triples(change)[1]) == 3
 
 
+def test_asking_for_the_best():
+    assert asks_for_best(None) == asks_for_best("top:8") == (False, None)
+    assert asks_for_best("best") == (True, None) and asks_for_best(" best:16 ") == (True, 16)
+    for wrong in ("best:0", "best:x"):
+        with pytest.raises(sa.SettingError, match="best:16"):
+            asks_for_best(wrong)
+
+
 def test_the_command(tmp_path, capsys, base):
     _, adapter = sa.inject(base.unet, "additive", "cross-attention", prefix="lora_unet_")
     with torch.no_grad():
@@ -318,7 +327,7 @@ def test_the_command_on_a_tuned_model(tmp_path, capsys, base):
         weight.add_(0.01 * low)
     unet.save_pretrained(tuned / "unet")
     out = tmp_path / "out.safetensors"
-    assert main(["extract", str(tuned), "--base", "tiny", "--rank", "2", "--choose", "--layers", str(out)]) == 0
+    assert main(["extract", str(tuned), "--base", "tiny", "--columns", "best:2", "--layers", str(out)]) == 0
     said = capsys.readouterr().out
     layer = f"lora_unet_{path.replace('.', '_')}"
     assert list(sa.load(out).layers) == [layer]  # what was not trained is not in the file

@@ -19,8 +19,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--base", required=True, help="the base model: tiny, a diffusers folder, or a .safetensors checkpoint")
     add("--method", default="additive", help="svdiff, additive, rotation or soda (default: additive)")
     add("--rank", type=int, default=None, help="columns per layer, from the first on (default: the method's own)")
-    add("--columns", default=None, help="which columns instead of the first: all, top:8@16, bottom:8, list:0,3,5")
-    add("--choose", action="store_true", help="in each layer as many columns as that, but those that hold most")
+    add("--columns", default=None, help="which columns instead of the first: all, top:8@16, bottom:8, list:0,3,5; best "
+        "or best:16: in each layer those that hold most, as LoRA files need")  # fmt: skip
     add("--targets", default="all", help="layers: attention, cross-attention, attention+ff, all, or a pattern of paths")
     add("--norms", action="store_true", help="svdiff: also take over the gains of norms")
     add("--layers", action="store_true", help="say of every layer how much of its change the adapter holds")
@@ -29,6 +29,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Extract and write; prints how much of the change the adapter holds. Raises SpectralError."""
     from ..spectral.cache import BasisCache
+    from ..spectral.choose import asks_for_best
     from ..spectral.container import refuse_existing
     from ..spectral.extract import extract
     from ..spectral.file import save
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_existing(args.out, overwrite=False)
     settings = {"norms": True} if args.norms else {}
-    chosen = method(args.method, columns=args.columns, rank=args.rank, **settings)
+    best, count = asks_for_best(args.columns)
+    chosen = method(args.method, columns=None if best else args.columns, rank=count or args.rank, **settings)
     base = open_base(args.base)
     source = _source(args.source, base)
     only = _chosen(base, source, args.targets)
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             base,
             chosen,
             only=only,
-            choose=args.choose,
+            choose=best,
             base_name=base.name,
             base_hash=base.file_hash,
             cache=BasisCache(),
