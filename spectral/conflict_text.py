@@ -44,6 +44,8 @@ def _verdict(found: Conflict, pair: Pair) -> tuple[str, str]:
     layers = f"in {pair.shared_layers:,} layer{_s(pair.shared_layers)}"
     if pair.layers == 0:
         return _APART
+    if not (a.norm and b.norm):
+        return "do not meet, because one of them changes nothing", ""
     if cosine >= _SAME:
         return f"make the same change (cosine {cosine:.2f})", ": use one of them"
     if pair.overlap is None:
