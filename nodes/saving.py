@@ -112,9 +112,9 @@ def save(
             path, text = _write_native(native, stem, words)
         else:
             path, text = _write_export(source, stem, replace(wanted, kind=kind), weights)
-    _tell(path, kind)
-    size = path.stat().st_size
-    return Saved(path.name, "\n".join([f"Wrote {_short(path)}, {size:,} bytes: {text}", *mixed.notes]))
+    wrote = f"Wrote {_short(path)}, {path.stat().st_size:,} bytes: {text}"
+    _tell(path, wrote)
+    return Saved(path.name, "\n".join([wrote, *mixed.notes]))
 
 
 def _one(mixed: Mixture, weights: Weights | None) -> tuple[Source, str]:
@@ -210,7 +210,7 @@ def _short(path: Path) -> str:
     return f"output/{path.parent.name}/{path.name}"
 
 
-def _tell(path: Path, kind: Kind) -> None:
+def _tell(path: Path, text: str) -> None:
     """The open pages list it at once."""
-    about = {"id": str(path), "kind": "save", "name": path.stem, "status": "finished", "text": kind}
+    about = {"id": str(path), "kind": "save", "name": path.stem, "status": "finished", "text": text}
     PromptServer.instance.send_sync(_EVENT, about)

@@ -5,7 +5,7 @@ import { refreshAdapters } from "./graph.js";
 import { toast } from "./host.js";
 
 export const NOTIFY = "SpectralAdapters.Notify";
-const MAKES = new Set(["train", "fuse"]); // kinds of jobs that end with an adapter
+const MAKES = new Set(["train", "fuse", "save"]); // kinds of jobs, and the node, that end with an adapter
 const KIND = { finished: "ok", stopped: "info", interrupted: "warn", failed: "error" };
 
 /**
