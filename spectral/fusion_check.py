@@ -17,6 +17,7 @@ from .methods.base import Unmergeable
 from .mixture import FusionMode, Ingredient, factors
 from .moments import REGULARISER
 from .source import AdapterSource, Source
+from .threads import single_threaded
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def verify(
         weight = fetch(weights[layer]) if weights is not None and layer in weights else None
         members = {i: one for i, one in effective.items() if layer in one.source.shapes}
         if (moments or {}).get(layer) is None:
-            error, whole = _against_formula(layer, made, list(members.values()), mode, weight, cache)
+            with single_threaded(not any(one.source.needs_weight(layer) for one in members.values())):
+                error, whole = _against_formula(layer, made, list(members.values()), mode, weight, cache)
         else:
             own = [(one, moments[layer][i]) for i, one in members.items()]
             together = sum(moments[layer][i] for i in effective)

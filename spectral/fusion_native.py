@@ -30,6 +30,7 @@ from .methods.base import Method, Share, Unmergeable
 from .mixture import FusionMode, Ingredient
 from .parted import Parted
 from .source import AdapterSource, Source
+from .threads import single_threaded
 
 TOLERANCE = 2e-3  # fp16 leaves 4e-4 between two roundings of one unit vector, and less between two at right angles
 _SIGMA = 1e-4  # of sigma_1: how far singular values of shared columns may differ
@@ -64,7 +65,8 @@ def merged(
         if cancelled is not None and cancelled():
             raise Cancelled("fusing was cancelled; nothing was changed")
         members = [(who, adapter.layers[name], weight) for who, adapter, weight in parts if name in adapter.layers]
-        layers[name] = _layer(name, members, template, how, weights, cache, _dtype(parts))
+        with single_threaded(all(layer.frames is not None for _, layer, _ in members)):
+            layers[name] = _layer(name, members, template, how, weights, cache, _dtype(parts))
         if progress is not None:
             progress(done, len(names), name)
     found = make_method(template.name, **{**template.settings, "columns": _columns(parts, layers).text})
