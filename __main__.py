@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "spectrum": (".trainer.spectrum_cli", "show which layers and singular directions a training moved"),
     "convert": (".trainer.convert_cli", "write a LoRA or a difference, or an adapter of another tool's file"),
     "edit": (".trainer.edit_cli", "change what a file says of itself"),
+    "publish": (".trainer.publish_cli", "write a folder to share, with a model card"),
     "extract": (".trainer.extract_cli", "make an adapter of a LoRA, a fine-tuned model or another adapter"),
     "transfer": (".trainer.transfer_cli", "carry an adapter or a LoRA to a related base"),
     "fuse": (".trainer.fuse_cli", "fuse adapters, LoRA files too, into one file"),
