@@ -335,6 +335,20 @@ def test_compact_files_are_merged_with_their_base_and_refused_on_another(tmp_pat
         sa.check_layers(saved, strangers)
 
 
+@pytest.mark.parametrize("mode", ["shift", "sum"])
+def test_a_few_shifts_and_all_of_them_are_merged_in_the_whole_basis(mode, tmp_path):
+    base = weights()
+    few = sa.load(sa.save(concept("svdiff", "top:5@2", 1), tmp_path / "few.safetensors"))
+    every = sa.load(sa.save(concept("svdiff", "all", 2), tmp_path / "every.safetensors"))
+    ingredients = mix((few, 0.5), (every, 1.0))
+    made = fuse(ingredients, mode, weights=base)
+    assert made.native.method.columns.text == "all" and made.native.profile == "compact"
+    assert verify(made, ingredients, mode, base).largest < 1e-3
+    saved = source(sa.load(sa.save(made.native, tmp_path / "made.safetensors")), "made")
+    assert saved.check(base).error < 1e-3
+    assert verify(saved, ingredients, mode, base).largest < 1e-3
+
+
 def test_compact_rotations_become_one_portable_adapter(tmp_path):
     base = weights()
     files = [
