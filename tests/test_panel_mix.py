@@ -1,6 +1,7 @@
 """Adapters in a real Chromium on the real server: found, looked into, edited, compared, fused, planned."""
 
 import re
+from functools import cache
 
 import pytest
 from chromium import launched, needs_chromium, sync_api
@@ -21,11 +22,15 @@ MAIN = "document.querySelector('spectral-panel').shadowRoot.querySelector('main'
 WORDS = {"modelspec.title": HOSTILE, "modelspec.description": f"{HOSTILE} a cat", "modelspec.author": HOSTILE}
 
 
+@cache
+def weights():
+    return load_base("tiny", weights_only=True, dtype=None).weights()
+
+
 def make(folder, name, method="additive", seed=1, words=(), **settings):
     """An adapter of random parameters for a few layers of the tiny base."""
-    weights = load_base("tiny", weights_only=True, dtype=None).weights()
     method, layers = sa.method(method, **settings), {}
-    for layer, weight in weights.items():
+    for layer, weight in weights().items():
         if "up_blocks" not in layer or "_attn1_" not in layer:
             continue
         basis = sa.decompose(weight.float(), method.columns)
@@ -224,7 +229,7 @@ def test_what_is_missing_for_a_mix_is_said(panel):
     shows(page, "main", "two adapters or more")
 
 
-def test_columns_are_planned_and_trained_on(panel):
+def test_columns_are_planned_kept_and_trained_on(studio, panel):
     page = panel("plan")
     at(page, "plan-concepts").fill(f"cat\ndog\n{HOSTILE}")
     sync_api.expect(at(page, "plan-row")).to_have_count(3)
@@ -242,6 +247,10 @@ def test_columns_are_planned_and_trained_on(panel):
     shows(page, "plan-result", "any two of 3 with 100%")
     at(page, "plan-how-blocks").check(force=True)
     sync_api.expect(at(page, "plan-row").nth(1)).to_contain_text("top:4@4")
+    at(page, "plan-name").fill("pets")
+    at(page, "plan-save").click()
+    shows(page, "plan-saved", "Kept as pets")
+    assert studio.places.plan("pets").is_file()
     at(page, "plan-train").nth(1).click()
     sync_api.expect(at(page, "setting-columns")).to_have_value("top:4@4")
     assert at(page, "name").input_value() == "dog"
@@ -264,6 +273,6 @@ def test_narrow_pages_of_adapters_do_not_scroll_sideways(panel, theme, lang):
     at(page, "adapter-elsewhere").locator("summary").click()
     assert fits(page)
     page.goto(page.url.partition("#")[0] + "#plan")
-    at(page, "plan-concepts").fill("cat\n" + "a name that is much longer than any that would fit into a sidebar" * 1)
+    at(page, "plan-concepts").fill("cat\na name that is much longer than any that would fit into a sidebar")
     sync_api.expect(at(page, "plan-row")).to_have_count(2)
     assert fits(page)

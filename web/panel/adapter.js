@@ -144,8 +144,9 @@ class AdapterPage {
   #elsewhere(info) {
     const { t, ctx } = this;
     const file = quoted(info.path ?? this.name);
-    const lora = quoted(`${plainName(this.name)}.lora.safetensors`);
-    const folder = quoted(`${plainName(this.name)}-hub`);
+    const name = plainName(this.name).replace(/^-/, "./-");
+    const lora = quoted(`${name}.lora.safetensors`);
+    const folder = quoted(`${name}-hub`);
     const part = (title, text, row) => h("div", { class: "stack tight" }, h("h3", null, title), text, row);
     const said = (text) => h("p", { class: "muted" }, text);
     const base = info.profile === "compact" ? ["--base", "BASE"] : [];

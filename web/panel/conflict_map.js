@@ -16,8 +16,8 @@ export function conflictPainter() {
   const tiles = new Map();
   const prepare = (rows) => {
     const count = rows[0]?.values[0]?.length ?? 0;
-    const top = (i) => Math.max(1e-30, ...rows.flatMap(({ values }) => values.map((cell) => cell[i])));
-    tops = Array.from({ length: count }, (_, i) => top(i));
+    const largest = (i) => rows.reduce((top, { values }) => Math.max(top, ...values.map((cell) => cell[i])), 1e-30);
+    tops = Array.from({ length: count }, (_, i) => largest(i));
     tiles.clear();
   };
   const draw = (g, colours, { layer, index, x, y, width, height }) => {

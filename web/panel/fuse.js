@@ -6,7 +6,7 @@ import { ApiError } from "./api.js";
 import { plainName } from "./catalogue.js";
 import { busy, button, combo, field, note, numberInput, segmented, textInput } from "./controls.js";
 import { clear, h, setText } from "./dom.js";
-import { modeChoice } from "./modes.js";
+import { modeChoice, MODES } from "./modes.js";
 import { ended } from "./status.js";
 import { nextName } from "./suggest.js";
 import { TaskLine } from "./task_line.js";
@@ -19,20 +19,25 @@ const LONGEST = 60; // characters of a name that is made of names
 export class FusePart {
   /**
    * @param {import("./panel.js").Ctx} ctx
-   * @param {{request: () => {adapters: Object[], base: string}, made: (id: string) => void}} page
+   * @param {{request: () => {adapters: Object[], base: string}, mode?: string, keep: (changes: Object) => void}} page
+   *   keep: what a reload is to find again, mode and fuse (the id of the job)
    */
   constructor(ctx, page) {
     this.ctx = ctx;
     this.t = ctx.t;
     this.page = page;
-    this.mode = "sum";
+    this.mode = MODES.includes(page.mode) ? page.mode : MODES[0];
     this.files = [];
     this.#build();
   }
 
   #build() {
     const { t } = this;
-    this.modes = modeChoice(t, { value: this.mode, onChange: (mode) => (this.mode = mode) });
+    const onMode = (mode) => {
+      this.mode = mode;
+      this.page.keep({ mode });
+    };
+    this.modes = modeChoice(t, { value: this.mode, onChange: onMode });
     const kinds = KINDS.map((value) => ({ value, label: t(`fuse.kinds.${value}`) }));
     this.kind = combo({ options: kinds, value: "auto", test: "fuse-to", onChange: () => this.changed() });
     this.kindField = field({ label: t("fuse.to"), help: t("fuse.toHelp"), control: this.kind });
@@ -131,7 +136,7 @@ export class FusePart {
     clear(this.result);
     const made = await act(this.ctx, "/mix/fuse", this.#request());
     if (!made?.id) return;
-    this.page.made(made.id);
+    this.page.keep({ fuse: made.id });
     this.update(this.ctx.store.job(made.id), this.ctx.store.state);
   }
 

@@ -14,8 +14,8 @@ import { weightRow } from "./weights.js";
 
 /**
  * @param {import("./panel.js").Ctx} ctx
- * @param {{adapters: string, weights?: string, base?: string, conflict?: string, fuse?: string}} params  adapters,
- *   weights: lists as JSON; conflict, fuse: ids of the jobs that were asked for
+ * @param {{adapters: string, weights?: string, base?: string, mode?: string, conflict?: string,
+ *   fuse?: string}} params  adapters, weights: lists as JSON; conflict, fuse: ids of the jobs that were asked for
  */
 export function create(ctx, params) {
   const page = new MixPage(ctx, params);
@@ -31,10 +31,10 @@ class MixPage {
     this.names = [...new Set(readNames(params.adapters))];
     this.weights = readWeights(params.weights, this.names.length);
     this.infos = new Map();
-    this.#build();
+    this.#build(params);
   }
 
-  #build() {
+  #build(params) {
     const { t, ctx } = this;
     const back = button({
       label: t("adapters.all"), icon: "back", kind: "quiet", test: "mix-back",
@@ -46,7 +46,8 @@ class MixPage {
     this.conflict = new ConflictView(ctx);
     this.fuse = new FusePart(ctx, {
       request: () => this.#ingredients(),
-      made: (id) => this.#keep({ fuse: id }),
+      mode: params.mode,
+      keep: (changes) => this.#keep(changes),
     });
     const inputs = [h("h2", null, t("mix.what")), this.list, this.said, this.#base()];
     const what = h("section", { class: "card stack" }, inputs);

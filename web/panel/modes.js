@@ -4,7 +4,7 @@ import { h, uniqueId } from "./dom.js";
 import { isOther } from "./adapters.js";
 
 /** In the order of how often they are wanted. Gradient fusion needs a model that paints: the node does that. */
-const MODES = ["sum", "mean", "interpolate", "paper", "rotate", "shift"];
+export const MODES = ["sum", "mean", "interpolate", "paper", "rotate", "shift"];
 // Modes that work on the parameters of one method.
 const ONE_METHOD = { paper: null, rotate: "rotation", shift: "svdiff" };
 
@@ -40,8 +40,9 @@ export function modeChoice(t, { value, onChange }) {
   const fit = (infos) => {
     for (const [mode, input] of inputs) input.disabled = !modeFits(mode, infos);
     const chosen = [...inputs.values()].find((input) => input.checked);
-    if (chosen?.disabled) inputs.get("sum").checked = true;
-    return [...inputs.values()].find((input) => input.checked)?.value ?? "sum";
+    if (!chosen?.disabled) return chosen.value;
+    inputs.get(MODES[0]).checked = true;
+    return MODES[0];
   };
   return { root, fit };
 }

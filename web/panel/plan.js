@@ -2,7 +2,7 @@
 
 import { ApiError, newest } from "./api.js";
 import { command, commandRow, quoted } from "./command.js";
-import { button, field, note, numberInput, segmented, textArea } from "./controls.js";
+import { busy, button, field, note, numberInput, segmented, textArea, textInput } from "./controls.js";
 import { clear, debounce, h } from "./dom.js";
 import { formats } from "./format.js";
 import { columnText, HeatMap } from "./heat_map.js";
@@ -60,6 +60,7 @@ class PlanPage {
     const about = h("p", { class: "muted said" }, t("plan.about"));
     this.result = h("section", { class: "stack", "data-test": "plan-result", "aria-live": "polite" });
     const form = h("section", { class: "card stack" }, this.#form());
+    this.keeping = this.#keeping();
     this.map = new HeatMap({
       t, label: t("plan.map"), test: "plan", painter: planPainter(), first: 0,
       say: (row, cell) => this.#say(row, cell),
@@ -92,6 +93,27 @@ class PlanPage {
       this.way,
       h("div", { class: "settings-grid" }, rank, this.blocks, this.sample),
     ];
+  }
+
+  /** Where the plan is kept for trainings to choose. */
+  #keeping() {
+    const { t } = this;
+    const words = { placeholder: t("plan.nameExample"), label: t("plan.name") };
+    const name = textInput({ ...words, test: "plan-name", maxLength: 100 });
+    const said = h("p", { class: "small", role: "status", "data-test": "plan-saved" });
+    const work = () => held();
+    const save = button({ label: t("plan.save"), icon: "save", test: "plan-save", onClick: work });
+    const held = busy(save, async () => {
+      try {
+        const { saved } = await this.ctx.api.post("/mix/plan", { ...this.#request(), save: name.get().trim() });
+        clear(said, saved ? t("plan.saved", { name: saved }) : t("plan.noName"));
+      } catch (error) {
+        if (!(error instanceof ApiError)) throw error;
+        clear(said, h("span", { class: "danger-text" }, error.message));
+      }
+    });
+    const row = h("div", { class: "row" }, h("div", { class: "grow" }, name.root), save);
+    return h("div", { class: "stack tight" }, h("p", { class: "muted small" }, t("plan.keep")), row, said);
   }
 
   #set(name, value) {
@@ -138,12 +160,12 @@ class PlanPage {
     const { concepts: _, ...options } = this.#request();
     const flags = Object.entries(options).map(([name, value]) => `--${name} ${value}`);
     const text = command("plan", ...words, ...flags, "--out plan.json");
+    const title = h("h2", null, t("plan.share"));
     clear(
       this.result,
       this.#odds(plan),
       h("div", { class: "card stack" }, this.map.root, h("div", { class: "table-scroll" }, table)),
-      h("p", { class: "muted small" }, t("plan.keep")),
-      commandRow(ctx, text, "plan-command"),
+      h("section", { class: "card stack" }, title, this.keeping, commandRow(ctx, text, "copy-plan")),
     );
     this.map.show(plan.concepts.map((concept, place) => ({ ...cells(concept.indices), place, ...labels(concept) })));
   }

@@ -41,11 +41,11 @@ export class TaskView {
 
   /** Back to the mix, with what was asked. */
   #mix() {
-    const { adapters = [], base } = this.request;
+    const { adapters = [], base, mode } = this.request;
     const names = adapters.map((each) => each.name ?? each);
     const weights = adapters.map((each) => each.weight ?? 1);
     const given = { adapters: JSON.stringify(names), weights: JSON.stringify(weights), [this.kind]: this.id };
-    this.ctx.go("mix", base ? { ...given, base } : given);
+    this.ctx.go("mix", { ...given, ...(base ? { base } : {}), ...(mode ? { mode } : {}) });
   }
 
   async #delete() {
