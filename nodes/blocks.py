@@ -92,10 +92,13 @@ class SpectralAdapterBlocks(io.ComfyNode):
         # Imported at first use: the engine would slow down every start of ComfyUI.
         from ..spectral.part_words import in_words
         from ..spectral.parts import Parts
+        from ..trainer.parts_plot import plot_parts
         from . import report
+        from .pictures import image, preview
 
         factors = (down, mid, up, text, self_attention, cross_attention, feed_forward, convolution)
         moved = [f"{name}={factor!r}" for name, factor in zip(_SLIDERS, factors) if factor != 1]
         own = Parts.parse(", ".join([*moved, single]))
         both = own if parts is None else parts * own
-        return io.NodeOutput(both, both.text, ui=report.show(in_words(both)))
+        picture = image(plot_parts(both))
+        return io.NodeOutput(both, both.text, ui={**report.show(in_words(both)), **preview(picture, cls)})

@@ -112,15 +112,21 @@ def draw(
     plain: dict[str, Tensor] = {}
     for row in rows:
         for strength in strengths:
-            shown = ("JPEG", _grid(rows, strengths, pictures), _PREVIEW) if pictures else None
+            shown = _preview(_grid(rows, strengths, pictures)) if pictures else None
 
             def step(done: int, before: int = len(pictures) * sampling.steps, shown: tuple | None = shown) -> None:
                 bar.update_absolute(before + done, preview=shown)  # raises when the user pressed Cancel
 
             step(0)
             pictures.append(_cell(row.at(strength), sampling, prompts, plain, step))
-    bar.update_absolute(count * sampling.steps)
-    return _grid(rows, strengths, pictures), torch.cat(pictures)
+    whole = _grid(rows, strengths, pictures)
+    bar.update_absolute(count * sampling.steps, preview=_preview(whole))
+    return whole, torch.cat(pictures)
+
+
+def _preview(grid: Image.Image) -> tuple[str, Image.Image, int]:
+    # ComfyUI would enlarge a smaller one.
+    return "JPEG", grid, min(_PREVIEW, max(grid.size))
 
 
 def _cell(

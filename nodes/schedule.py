@@ -136,7 +136,7 @@ class SpectralAdapterSchedule(io.ComfyNode):
         hooks = hook_group(() if silent else ready.patches, keyframes)
         if clip is not None and hooks.hooks:
             clip = hooked(clip, hooks, schedule_clip)
-        text = f"{ready.text}\n{curve.text}; {_count(len(keyframes), 'level')}.".strip()
+        text = f"{curve.text}; {_count(len(keyframes), 'level')}.\n{ready.text}".strip()
         return io.NodeOutput(clip, hooks, ready.trigger_words, ui=report.show(text))
 
 

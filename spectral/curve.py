@@ -84,11 +84,11 @@ class Curve:
     def text(self) -> str:
         """In words, for the node that shows it."""
         if self.easing == "constant" or self.start == self.end:
-            return f"strength {self.start:g} throughout"
+            return f"Strength {self.start:g} throughout"
         span = f"{100 * self.begin:g} % to {100 * self.finish:g} %"
         if self.easing == "between":
-            return f"strength {self.end:g} from {span}, else {self.start:g}"
-        return f"strength {self.start:g} to {self.end:g}, from {span}, {self.easing}"
+            return f"Strength {self.end:g} from {span}, else {self.start:g}"
+        return f"Strength {self.start:g} to {self.end:g}, from {span}, {self.easing}"
 
     def _slope(self, levels: int) -> list[tuple[float, float]]:
         """Where each level begins, and its strength."""

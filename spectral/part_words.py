@@ -16,15 +16,17 @@ _UNET: tuple[tuple[str, Area, tuple[str, ...]], ...] = (
 
 
 def in_words(parts: Parts) -> str:
-    """A line for each area with the factors of its blocks (SD1.x's names), one for kinds of layers, one for columns."""
-    lines = [f"{title}: {_spans(parts, area, blocks)}" for title, area, blocks in _UNET]
+    """What differs from 1: a line for each area with its blocks (SD1.x's names), one for kinds of layers, one for
+    columns."""
+    spans = ((title, _spans(parts, area, blocks)) for title, area, blocks in _UNET)
+    lines = [f"{title}: {words}" for title, words in spans if words != "1"]
     factors = {work: parts.of_axis("work", Place("", "other", work)) for work in WORKS}
     if works := [f"{work} {factor:g}" for work, factor in factors.items() if factor != 1]:
         lines.append(f"times: {', '.join(works)}")
     columns = [rule.text for table in parts.tables for rule in table if rule.axis == "columns"]
     if columns:
         lines.append(f"times: {', '.join(columns).replace('=', ' ')}")
-    return "\n".join(lines)
+    return "\n".join(lines) or "All parts as trained."
 
 
 def _spans(parts: Parts, area: Area, blocks: tuple[str, ...]) -> str:

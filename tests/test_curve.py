@@ -44,7 +44,7 @@ def test_shapes(easing, values):
     curve = Curve(1, 0, 0.2, 0.6, easing)
     places = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0]
     assert [curve.at(share) for share in places] == pytest.approx(values)
-    assert curve.text.startswith("strength")
+    assert curve.text.startswith("Strength")
 
 
 def test_a_step_is_one_jump_a_hair_early():

@@ -16,6 +16,7 @@ from spectral_adapters.spectral.part_words import in_words
 from spectral_adapters.spectral.parted import parted
 from spectral_adapters.spectral.parts import BLOCKS, Parts
 from spectral_adapters.spectral.source import AdapterSource, Changes
+from spectral_adapters.trainer.parts_plot import _CELL, _LEFT, _TOP, WIDTH, plot_parts
 
 IN04 = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
 OUT05 = "lora_unet_up_blocks_1_attentions_2_transformer_blocks_0_attn2_to_k"
@@ -56,16 +57,32 @@ def test_tables_multiply():
 
 
 def test_in_words():
-    assert in_words(Parts()) == "down: 1\nmid: 1\nup: 1\ntext: 1"
+    assert in_words(Parts()) == "All parts as trained."
+    assert in_words(Parts.parse("*=0.5")) == "down: 0.5\nmid: 0.5\nup: 0.5\ntext: 0.5"
     text = in_words(Parts.parse("down=0.5, IN04=1, OUT1*=0, attention=0.8, text=0, columns 0-3=0.5; columns 8-=0"))
     assert text.splitlines() == [
         "down: IN00-IN03 0.5, IN04 1, IN05-IN11 0.5",
-        "mid: 1",
         "up: OUT00-OUT09 1, OUT10-OUT11 0",
         "text: 0",
         "times: self-attention 0.8, cross-attention 0.8",
         "times: columns 0-3 0.5, columns 8- 0",
     ]
+
+
+def test_picture_of_parts():
+    """Cells by their places: the colour of 1, of 0, of 2, and of what works against."""
+    plain = plot_parts(Parts())
+    assert plain.size[0] == WIDTH
+    changed = plot_parts(Parts.parse("IN00=0, OUT11=2, MID=-1, columns 23=0"))
+    assert changed.size[1] > plain.size[1], "columns are drawn where they are told apart"
+
+    def cell(picture, block):
+        return picture.getpixel((_LEFT + block * _CELL + 2, _TOP + 3))
+
+    one = cell(plain, 0)
+    assert [cell(plain, i) for i in range(25)] == [one] * 25
+    assert [cell(changed, i) for i in range(1, 12)] == [one] * 11
+    assert [cell(changed, i) for i in (0, 12, 24)] == [(0xF4, 0xF7, 0xFB), (0xD9, 0x69, 0x1E), (0x0B, 0x2A, 0x57)]
 
 
 def test_columns_count_from_the_strongest():

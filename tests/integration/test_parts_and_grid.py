@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from comfy_driver import PACK, Comfy, difference, picture_graph
+from comfy_driver import PACK, Comfy, Run, difference, picture_graph
 from sample_adapters import layer_keys
 
 BASE = "small.safetensors"
@@ -53,40 +53,47 @@ def in_parts(name: str, single: str = "", clip: float = 0.0, **sliders: float) -
     return graph
 
 
+def drawn(run: Run) -> np.ndarray:
+    """The sampled picture; the node of the parts shows one of its own."""
+    assert run.ok, run.error
+    return next(picture for picture in run.pictures if picture.shape == (64, 64, 3))
+
+
 def test_parts_of_one_change_nothing(comfy: Comfy) -> None:
     plain = comfy.run(picture_graph(BASE, loader("svdiff"))).picture
     run = comfy.run(in_parts("svdiff"))
-    assert difference(run.picture, plain) == 0
-    assert run.text["30"].splitlines() == ["down: 1", "mid: 1", "up: 1", "text: 1"]
+    assert difference(drawn(run), plain) == 0
+    assert run.text["30"] == "All parts as trained."
+    assert any(picture.shape[1] == 640 for picture in run.pictures), "the node shows the factors as a picture"
 
 
 def test_parts_of_zero_are_the_base(comfy: Comfy, base_picture: np.ndarray) -> None:
     run = comfy.run(in_parts("svdiff", "*=0", clip=1.0))
-    assert difference(run.picture, base_picture) == 0
+    assert difference(drawn(run), base_picture) == 0
     assert f"{len(layer_keys())} of them left alone: their part is 0." in run.text["20"]
 
 
 def test_all_parts_at_a_half_are_half_the_strength(comfy: Comfy) -> None:
     half = comfy.run(picture_graph(BASE, loader("additive", 0.5))).picture
-    assert difference(comfy.run(in_parts("additive", "*=0.5")).picture, half) == 0
+    assert difference(drawn(comfy.run(in_parts("additive", "*=0.5"))), half) == 0
     spelt = in_parts("additive", down=0.5, mid=0.5, up=0.5)
-    assert difference(comfy.run(spelt).picture, half) == 0
+    assert difference(drawn(comfy.run(spelt)), half) == 0
 
 
 def test_blocks_of_the_text_and_sliders_work_together(comfy: Comfy, base_picture: np.ndarray) -> None:
     # The small checkpoint has blocks of its own: DOWN0, MID and UP0.
-    one, other = (comfy.run(in_parts("svdiff", text, down=0.0, mid=0.0)).picture for text in ("", "UP0=0"))
+    one, other = (drawn(comfy.run(in_parts("svdiff", text, down=0.0, mid=0.0))) for text in ("", "UP0=0"))
     assert difference(one, base_picture) > 0.1, "the up blocks are left"
     assert difference(other, base_picture) == 0
     again = comfy.run(in_parts("svdiff", "DOWN0=1, UP*=0, IN04=0.5", down=0.0, mid=0.0))
-    assert difference(again.picture, base_picture) > 0.1, "a named block stands over its half"
+    assert difference(drawn(again), base_picture) > 0.1, "a named block stands over its half"
     assert "down: IN00-IN03 0, IN04 0.5, IN05-IN11 0" in again.text["30"]
 
 
 def test_columns_are_told_apart_and_add_up(comfy: Comfy) -> None:
     """What the first columns and what the others do is, together, what the adapter does."""
     texts = "columns 0-3=0", "columns *=0, columns 0-3=1"
-    without, only = (comfy.run(in_parts("rotation", text)).picture for text in texts)
+    without, only = (drawn(comfy.run(in_parts("rotation", text))) for text in texts)
     whole = comfy.run(picture_graph(BASE, loader("rotation"))).picture
     assert difference(without, whole) > 0.05
     assert difference(only, whole) > 0.05
@@ -94,7 +101,7 @@ def test_columns_are_told_apart_and_add_up(comfy: Comfy) -> None:
     for node, parts, text in zip(("20", "21"), ("30", "31"), texts):
         both[parts] = blocks(text)
         both[node]["inputs"]["parts"] = [parts, 0]
-    assert difference(comfy.run(both).picture, whole) < 0.05
+    assert difference(drawn(comfy.run(both)), whole) < 0.05
 
 
 def test_two_tables_multiply(comfy: Comfy) -> None:
@@ -102,7 +109,7 @@ def test_two_tables_multiply(comfy: Comfy) -> None:
     graph["31"] = blocks("*=0.6")
     graph["30"]["inputs"]["parts"] = ["31", 0]
     expected = comfy.run(picture_graph(BASE, loader("additive", 0.3))).picture
-    assert difference(comfy.run(graph).picture, expected) < 0.01
+    assert difference(drawn(comfy.run(graph)), expected) < 0.01
 
 
 def test_an_unknown_part_is_refused_before_the_run(comfy: Comfy) -> None:

@@ -92,7 +92,7 @@ def test_a_constant_curve_is_the_plain_adapter_bit_for_bit(rows, comfy: Comfy, b
     curved = comfy.run(scheduled(*(row(*each) for each in rows), start=1, end=1))
     assert difference(curved.picture, plain.picture) == 0
     assert difference(curved.picture, base_picture) > VISIBLE
-    assert "strength 1 throughout; 1 level." in curved.text["21"]
+    assert "Strength 1 throughout; 1 level." in curved.text["21"]
 
 
 def test_a_curve_of_nothing_is_the_base_bit_for_bit(comfy: Comfy, base_picture: np.ndarray) -> None:
