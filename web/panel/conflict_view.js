@@ -5,11 +5,10 @@ import { folded, note, segmented } from "./controls.js";
 import { clear, h } from "./dom.js";
 import { mapRows, spansText } from "./conflict_data.js";
 import { conflictPainter } from "./conflict_map.js";
+import { clashes, sentence } from "./conflict_words.js";
 import { formats } from "./format.js";
 import { columnText, HeatMap } from "./heat_map.js";
 import { named } from "./swatches.js";
-
-const MUCH = 0.1; // of overlap, cosine or interference; from here on the two may blend
 
 /** The picture and its words, hidden until there is something to show. */
 export class ConflictView {
@@ -52,11 +51,11 @@ export class ConflictView {
     this.conflict = conflict;
     this.names = conflict.adapters.map(({ name }) => plainName(name));
     this.root.hidden = false;
-    const worst = Math.max(0, ...conflict.pairs.map(harm));
-    const sentence = note(worst >= MUCH ? "warn" : "ok", conflict.sentence);
-    sentence.dataset.test = "conflict-sentence";
+    const kind = conflict.pairs.some(clashes) ? "warn" : "ok";
+    const said = note(kind, sentence(conflict, this.names, this.t));
+    said.dataset.test = "conflict-sentence";
     const notes = conflict.notes.map((text) => h("p", { class: "muted small" }, text));
-    clear(this.words, sentence, notes);
+    clear(this.words, said, notes);
     const striped = h("i", { class: "swatch both", "aria-hidden": "true" });
     const both = h("span", { class: "legend-name" }, striped, h("span", null, this.t("conflict.both")));
     clear(this.legend, this.names.map((name, place) => named(place, name)), both);
@@ -102,7 +101,7 @@ export class ConflictView {
       );
       return h(
         "tr",
-        { "data-test": "conflict-pair", class: harm(pair) >= MUCH ? "clash" : "" },
+        { "data-test": "conflict-pair", class: clashes(pair) ? "clash" : "" },
         h("th", { scope: "row" }, named(a, this.names[a]), " ", named(b, this.names[b])),
         h("td", null, spansText(shared, this.formats) || "–"),
         h("td", null, this.formats.count(layers)),
@@ -134,9 +133,4 @@ export class ConflictView {
   destroy() {
     this.map.destroy();
   }
-}
-
-/** How much two adapters may disturb each other. */
-function harm({ cosine, overlap, interference }) {
-  return Math.max(Math.abs(cosine ?? 0), overlap ?? 0, ...interference.map((share) => share ?? 0));
 }
