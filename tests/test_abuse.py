@@ -91,7 +91,7 @@ NAMES = {
     "embedding": (["emb_params"], "a textual inversion embedding"),
     "checkpoint": (["model.diffusion_model.out.2.weight", "first_stage_model.x"], "a full checkpoint"),
     "unet": (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "a UNet or VAE of diffusers"),
-    "foreign shifts": (["down_blocks.0.attentions.0.to_q.delta"], "a spectral-shift file of another tool"),
+    "foreign shifts": (["down_blocks.0.attentions.0.to_q.delta"], "a file of spectral shifts of svdiff-pytorch"),
     "other": (["w"], "a safetensors file of unknown kind"),
 }
 

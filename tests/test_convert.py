@@ -116,3 +116,51 @@ def test_a_base_that_lacks_a_layer_is_named():
     del weights["lora_unet_b"]
     with pytest.raises(sa.SpectralError, match="lora_unet_b"):
         sa.to_diff(read_back(adapter), weights)
+
+
+def test_energy_is_the_least_rank_that_holds_it():
+    for name, settings in (("svdiff", {}), ("additive", {"rank": 6})):
+        adapter, weights = adapter_of(name, **settings)
+        export = sa.to_lora(adapter, weights, energy=0.9, dtype=torch.float64)
+        for layer, weight in weights.items():
+            squares = torch.linalg.svdvals(adapter.delta(layer, weight).flatten(1).double()).square()
+            rank, whole = export.residual.ranks[layer], float(squares.sum())
+            assert float(squares[:rank].sum()) >= 0.9 * whole > float(squares[: rank - 1].sum())
+            assert export.residual.per_layer[layer] == pytest.approx(
+                (float(squares[rank:].sum()) / whole) ** 0.5, rel=1e-3
+            )
+        capped = sa.to_lora(adapter, weights, energy=0.9, rank=2)
+        assert set(capped.residual.ranks.values()) <= {1, 2}
+        assert all(rank <= 24 for rank in sa.to_lora(adapter, weights, energy=1.0).residual.ranks.values())
+
+
+def test_energy_of_an_untrained_adapter_is_rank_one_of_nothing():
+    adapter, weights = adapter_of("svdiff")
+    for layer in adapter.layers.values():
+        layer.params = {name: torch.zeros_like(p) for name, p in layer.params.items()}
+    export = sa.to_lora(adapter, weights, energy=0.99)
+    assert set(export.residual.ranks.values()) == {1} and export.residual.total == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"), [({"rank": 0}, "rank 0"), ({"energy": 0.0}, "energy 0"), ({"energy": 1.1}, "1.1")]
+)
+def test_limits_that_mean_nothing_are_refused(limits, said):
+    with pytest.raises(sa.SettingError, match=said):
+        sa.to_lora(adapter_of("additive", rank=4)[0], **limits)
+
+
+def test_any_source_is_exported_layer_by_layer():
+    adapter, weights = adapter_of("additive", rank=4)
+    source = sa.AdapterSource(adapter, "cat")
+    seen = []
+    export = sa.to_lora(source, dtype=torch.float64, strength=0.5, progress=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(i, 4) for i in range(1, 5)] and {step[2] for step in seen} == set(SHAPES)
+    for layer, weight in weights.items():
+        torch.testing.assert_close(
+            lora_delta(export, layer), 0.5 * adapter.delta(layer, weight).flatten(1).double(), atol=1e-6, rtol=1e-5
+        )
+    for made in (sa.to_lora, sa.to_diff):
+        with pytest.raises(sa.Cancelled):
+            made(source, cancelled=lambda: True)
+    assert not sa.to_diff(source).residual.left_out
