@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { on } from "../panel/dom.js";
 
+const HANDS = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
 const MIDDLE = 1;
 const MIDDLE_HELD = 4;
 
@@ -15,7 +16,7 @@ export function forwardToCanvas(root) {
     // Delete would remove the node; Ctrl and its letters are the page's own: undo, queue, save.
     if (!event.ctrlKey && !event.metaKey) event.stopPropagation();
   });
-  for (const [type, hand] of [["pointerdown", "processMouseDown"], ["pointermove", "processMouseMove"], ["pointerup", "processMouseUp"]]) {
+  for (const [type, hand] of Object.entries(HANDS)) {
     on(root, type, (event) => {
       const middle = type === "pointermove" ? (event.buttons & MIDDLE_HELD) !== 0 : event.button === MIDDLE;
       if (middle) app.canvas[hand](event);

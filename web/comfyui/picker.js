@@ -26,7 +26,8 @@ export function openPicker(anchor, { t, names, chosen, pick }) {
     shown.close();
     pick(name);
   });
-  const shown = popup(anchor, { label: t("rows.choose"), test: "rows-picker" }, picker.search, picker.list, picker.note);
+  const parts = [picker.search, picker.list, picker.note];
+  const shown = popup(anchor, { label: t("rows.choose"), test: "rows-picker" }, ...parts);
   picker.offer(names);
   shown.place();
   picker.search.focus();
@@ -40,7 +41,8 @@ class Picker {
     this.pick = pick;
     this.names = [];
     this.at = 0;
-    this.list = h("div", { class: "spectral-options", role: "listbox", id: uniqueId("files"), "data-test": "rows-options" });
+    const list = { class: "spectral-options", role: "listbox", id: uniqueId("files"), "data-test": "rows-options" };
+    this.list = h("div", list);
     this.note = h("div", { class: "spectral-note", role: "status", hidden: true });
     this.search = h("input", {
       class: "spectral-search", type: "search", role: "combobox", placeholder: t("rows.search"), autocomplete: "off",

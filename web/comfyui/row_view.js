@@ -15,6 +15,8 @@ export class RowView {
     this.t = t;
     this.row = row;
     this.doings = doings;
+    /** By which it is moved; whoever made the row puts it there. @type {HTMLElement|undefined} */
+    this.handle = undefined;
     this.toggle = h("input", {
       class: "spectral-switch", type: "checkbox", role: "switch", "data-test": "row-on",
       onChange: () => this.#set({ on: this.toggle.checked }),
@@ -53,6 +55,7 @@ export class RowView {
     setText(this.name, name || t("rows.choose"));
     this.name.title = there ? folder + name : t("rows.missing", { name: row.adapter });
     this.name.classList.toggle("bad", !there);
+    this.handle?.setAttribute("aria-label", t("jobs.move", { name }));
     this.toggle.checked = row.on;
     this.toggle.setAttribute("aria-label", t("rows.on", { name }));
     this.root.classList.toggle("off", !row.on);
@@ -67,8 +70,8 @@ export class RowView {
   }
 
   #icon(shape, label, test, onClick) {
-    const button = { type: "button", class: "spectral-icon", "aria-label": label, title: label, "data-test": test, onClick };
-    return h("button", button, icon(shape));
+    const named = { "aria-label": label, title: label, "data-test": test };
+    return h("button", { type: "button", class: "spectral-icon", ...named, onClick }, icon(shape));
   }
 
   #set(values) {

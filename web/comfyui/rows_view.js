@@ -9,7 +9,7 @@ import { row } from "./rows_data.js";
  * @typedef {Object} Doings
  * @property {() => void} changed the rows are others now
  * @property {(anchor: HTMLElement, chosen: string, pick: (name: string) => void) => void} choose opens the list
- * @property {(anchor: HTMLElement, row: import("./rows_data.js").Row, changed: () => void) => void} tell opens the facts
+ * @property {(anchor: HTMLElement, row: import("./rows_data.js").Row, changed: () => void) => void} tell opens facts
  * @property {(name: string) => boolean} isThere whether a file of that name is known
  */
 
@@ -66,11 +66,13 @@ export class RowsView {
     const { t, doings } = this;
     const remove = () => this.#remove(each);
     const view = new RowView(t, each, { ...doings, remove, changed: () => this.#changed() });
-    view.root.prepend(this.reorder.handle(view.root, { id: each.id, name: each.adapter }));
+    view.handle = this.reorder.handle(view.root, { id: each.id, name: each.adapter });
+    view.root.prepend(view.handle);
     return view;
   }
 
   #changed() {
+    this.fault.hidden = true;
     this.draw();
     this.doings.changed();
   }

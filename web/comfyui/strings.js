@@ -9,8 +9,8 @@ let asked = null;
 async function load() {
   const lang = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
   const tables = await (await api.fetchApi("/i18n")).json();
-  const [language, table] = [lang, "en"].map((each) => [each, tables[each]?.spectralAdapters]).find(([, found]) => found);
-  return translator(table, language);
+  const language = tables[lang]?.spectralAdapters ? lang : "en";
+  return translator(tables[language].spectralAdapters, language);
 }
 
 /** @returns {Promise<ReturnType<typeof translator>>} asked for once */
