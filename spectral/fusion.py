@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, MatchReport, OnMismatch
-from .basis import Progress, WeightSource
+from .basis import Progress, WeightSource, fetch
 from .cache import BasisCache
 from .change import Change, scaled, total
-from .errors import SettingError, UnknownLayerError
+from .errors import Cancelled, SettingError, UnknownLayerError
 from .fusion_check import FusionReport, verify
 from .fusion_facts import fused_metadata
 from .fusion_native import merged, weights_needed
@@ -29,10 +29,9 @@ Moments = Mapping[str, Sequence[Tensor]]
 
 
 class Fused(Source):
-    """Several sources as one: sum_i l_i D_i, or the least-squares mixture where moments are given for a layer.
+    """Several sources as one: sum_i l_i D_i, or for a layer the change that is `solved` for it (of gradient fusion).
 
-    ingredients: with their effective weights l_i. moments: {layer: a matrix Z Z^T (n, n) for each ingredient}.
-    why: the reason why this is no single adapter.
+    ingredients: with their effective weights l_i. why: the reason why this is no single adapter.
     """
 
     native: Adapter | None = None
@@ -44,13 +43,11 @@ class Fused(Source):
         *,
         name: str,
         why: str,
-        moments: Moments | None = None,
-        eps: float = REGULARISER,
+        solved: Mapping[str, Change] | None = None,
     ):
         sources = [one.source for one in ingredients]
         self.ingredients, self.mode, self.name, self.why = tuple(ingredients), mode, name, why
-        self.moments, self.eps = dict(moments or {}), eps
-        self.kind = f"fusion ({mode})"
+        self.solved, self.kind = dict(solved or {}), f"fusion ({mode})"
         live = [one.source for one in ingredients if one.weight]
         self.shapes, self.gains = shapes_of(live), channels_of(live)
         self.metadata = fused_metadata(sources, mode, name)
@@ -60,11 +57,9 @@ class Fused(Source):
         members = self._members(layer)
         if weight is not None:
             check_fits(self.name, layer, self.shapes[layer], weight)
-        changes = [scaled(one.source.change(layer, weight, cache), one.weight) for one in members.values()]
-        if (found := self.moments.get(layer)) is None:
-            return total(changes)
-        together = sum(own for own, one in zip(found, self.ingredients) if one.weight)
-        return least_squares(changes, [found[i] for i in members], together, self.eps)
+        if layer in self.solved:
+            return _on("cpu" if weight is None else weight.device, self.solved[layer])
+        return total([scaled(one.source.change(layer, weight, cache), one.weight) for one in members])
 
     def gain(self, norm: str) -> Tensor:
         own = [one for one in self.ingredients if one.weight and norm in one.source.gains]
@@ -72,11 +67,15 @@ class Fused(Source):
         return torch.stack(shifts).sum(0) if shifts else super().gain(norm)
 
     def needs_weight(self, layer: str) -> bool:
-        return any(one.source.needs_weight(layer) for one in self._members(layer).values())
+        return layer not in self.solved and any(one.source.needs_weight(layer) for one in self._members(layer))
 
     def columns(self, layer: str) -> tuple[int, ...] | None:
-        found = [one.source.columns(layer) for one in self._members(layer).values()]
-        return None if None in found else tuple(sorted({c for columns in found for c in columns or ()}))
+        found = [one.source.columns(layer) for one in self._members(layer)]
+        return (
+            None
+            if layer in self.solved or None in found
+            else tuple(sorted({c for columns in found for c in columns or ()}))
+        )
 
     def check(
         self,
@@ -116,12 +115,11 @@ class Fused(Source):
         first, count = self.left_out[0], len(self.left_out)
         return f"{said} Left out, because no weight changes: {count:,} tensor{'s' * (count != 1)}, such as {first}."
 
-    def _members(self, layer: str) -> dict[int, Ingredient]:
-        """The ingredients that change this layer, by their number."""
+    def _members(self, layer: str) -> list[Ingredient]:
+        """The ingredients that change this layer."""
         if layer not in self.shapes:
             raise UnknownLayerError(f"{self.name} has no layer {layer!r}; it has {len(self.shapes)}")
-        found = enumerate(self.ingredients)
-        return {i: one for i, one in found if one.weight and layer in one.source.shapes}
+        return [one for one in self.ingredients if one.weight and layer in one.source.shapes]
 
 
 class FusedAdapter(AdapterSource):
@@ -157,10 +155,10 @@ def fuse(
 
     weights: {layer: the base's untouched weight}. With them every source that needs its base is judged first, and
     adapters without frames can be merged too; without them the result may need weights later, as its ingredients do.
-    moments: for "gradient", {layer: Z Z^T (n, n) for each ingredient} (see `moments.by_layer`). eps: of the mean
-    eigenvalue of their sum. "sum", "mean", "interpolate" and "gradient" fit all sources; the other modes need adapters
-    of one method and one basis. Raises SettingError where a mode does not fit, naming the adapter and what to choose,
-    WrongBaseError where an ingredient does not belong to the weights, Cancelled.
+    moments: for "gradient", {layer: Z Z^T (n, n) for each ingredient} (see `moments.by_layer`); solved here and not
+    kept. eps: of the mean eigenvalue of their sum. "sum", "mean", "interpolate" and "gradient" fit all sources; the
+    other modes need adapters of one method and one basis. Raises SettingError where a mode does not fit, naming the
+    adapter and what to choose, WrongBaseError where an ingredient does not belong to the weights, Cancelled.
     """
     effective = [Ingredient(one.source, factor) for one, factor in zip(ingredients, factors(ingredients, mode))]
     sources = [one.source for one in effective]
@@ -168,16 +166,47 @@ def fuse(
     _check_moments(mode, moments, effective)
     if weights is not None:
         _judge(effective, weights, on_mismatch, cache, cancelled)
+    if moments is not None:
+        solved = _solve(effective, moments, eps, weights, cache, progress, cancelled)
+        return Fused(effective, mode, name=name, why="it mixes the directions of all inputs", solved=solved)
     try:
-        if mode == "gradient":
-            raise Unmergeable("gradient fusion mixes the directions of all inputs")
         adapter = merged(effective, mode, weights=weights, cache=cache, progress=progress, cancelled=cancelled)
     except Unmergeable as reason:
         if mode in ("paper", "rotate", "shift"):
             raise SettingError(f"{mode}: {reason}; choose sum, mean or interpolate") from reason
-        return Fused(effective, mode, name=name, why=str(reason), moments=moments, eps=eps)
+        return Fused(effective, mode, name=name, why=str(reason))
     adapter.metadata = fused_metadata(sources, mode, name)
     return FusedAdapter(adapter, name, mode, effective)
+
+
+def _solve(
+    ingredients: Sequence[Ingredient],
+    moments: Moments,
+    eps: float,
+    weights: Mapping[str, WeightSource] | None,
+    cache: BasisCache | None,
+    progress: Progress | None,
+    cancelled: Callable[[], bool] | None,
+) -> dict[str, Change]:
+    """{layer: the least-squares change} of every layer that has moments; fp32, on the CPU."""
+    live = {i: one for i, one in enumerate(ingredients) if one.weight}
+    layers = [layer for layer in shapes_of([one.source for one in live.values()]) if layer in moments]
+    solved: dict[str, Change] = {}
+    for done, layer in enumerate(layers, start=1):
+        if cancelled is not None and cancelled():
+            raise Cancelled("fusing was cancelled; nothing was changed")
+        weight = fetch(weights[layer]) if weights is not None and layer in weights else None
+        members = {i: one for i, one in live.items() if layer in one.source.shapes}
+        changes = [scaled(one.source.change(layer, weight, cache), one.weight) for one in members.values()]
+        found, together = moments[layer], sum(moments[layer][i] for i in live)
+        solved[layer] = _on("cpu", least_squares(changes, [found[i] for i in members], together, eps))
+        if progress is not None:
+            progress(done, len(layers), layer)
+    return solved
+
+
+def _on(device: torch.device | str, change: Change) -> Change:
+    return change.to(device) if isinstance(change, Tensor) else (change[0].to(device), change[1].to(device))
 
 
 def _what(ingredients: Sequence[Ingredient], mode: FusionMode, shapes: Mapping[str, tuple[int, ...]]) -> str:

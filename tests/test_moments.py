@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from adapters import adapter_of
 from matrices import matrix
 from torch import nn
 from torch.nn import functional as F
@@ -10,7 +11,7 @@ import spectral_adapters as sa
 from spectral_adapters.spectral.change import dense
 from spectral_adapters.spectral.fusion import Ingredient, fuse, verify
 from spectral_adapters.spectral.moments import Recorder, by_layer, least_squares
-from spectral_adapters.spectral.source import Changes
+from spectral_adapters.spectral.source import AdapterSource, Changes
 
 M, N = 20, 12
 
@@ -102,6 +103,23 @@ def test_fusion_by_gradient_weighs_checks_itself_and_sums_the_rest():
     assert verify(made, ingredients, "gradient", moments=moments).largest < 1e-5
     assert verify(made, ingredients, "gradient").largest > 0.01  # a is no plain sum
     assert "gradient" in made.text
+
+
+def test_solving_can_be_followed_and_cancelled_and_needs_what_its_ingredients_need(tmp_path):
+    adapter, weights = adapter_of("svdiff", {}, shapes={"a": (M, N), "b": (M, N)})
+    compact = AdapterSource(sa.load(sa.save(adapter, tmp_path / "compact.safetensors")), "compact")
+    lora = Changes({"a": ((M, N), change(0))}, name="lora", kind="LoRA")
+    pair, moments = [Ingredient(compact), Ingredient(lora)], {"a": (gram(inputs(0, 50)), gram(inputs(1, 50)))}
+    with pytest.raises(sa.WrongBaseError, match="compact file"):
+        fuse(pair, "gradient", moments=moments)
+    with pytest.raises(sa.Cancelled):
+        fuse(pair, "gradient", moments=moments, weights=weights, cancelled=lambda: True)
+    told = []
+    made = fuse(pair, "gradient", moments=moments, weights=weights, progress=lambda *at: told.append(at))
+    assert told == [(1, 1, "a")]
+    assert not made.needs_weight("a") and made.needs_weight("b")
+    assert made.columns("a") is None and made.columns("b") == tuple(range(N))
+    assert verify(made, pair, "gradient", weights, moments=moments).largest < 1e-5
 
 
 def test_a_concept_of_weight_zero_has_no_say():
