@@ -8,8 +8,10 @@ const SAME = 0.999; // cosine from which two changes are one
 const TOLD = 4; // pairs
 
 /** How much two adapters may disturb each other, 0 to 1. */
-export function harm({ cosine, overlap }) {
-  return Math.max(Math.abs(cosine ?? 0), overlap ?? 0);
+export function harm({ cosine, overlap, interference }) {
+  // Where not all columns are known, what is known of either on the other's.
+  const met = overlap ?? Math.max(...interference.map((share) => share ?? 0));
+  return Math.max(Math.abs(cosine ?? 0), met);
 }
 
 /** Whether two adapters may blend. */

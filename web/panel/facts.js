@@ -34,15 +34,20 @@ export function factList(ctx) {
       ["leftOut", info.left_out?.length && f.count(info.left_out.length)],
     ];
     const named = rows.map(([name, value]) => [t(`facts.${name}`), value]);
-    clear(root, [...named, ...trained(t, info)].filter(([, value]) => value).map(([name, value]) => fact(name, value)));
+    const known = [...named, ...trained(t, f, info)].filter(([, value]) => value);
+    clear(root, known.map(([name, value]) => fact(name, value)));
   };
   return { root, show };
 }
 
 /** How it was trained, as far as the file tells. */
-function trained(t, { training }) {
+function trained(t, f, { training }) {
   const label = (name) => t.or(`facts.trained.${name.replaceAll(" ", "_")}`, name);
-  return Object.entries(training ?? {}).map(([name, value]) => [label(name), String(value)]);
+  const text = (name, value) => {
+    const time = name === "date" ? Date.parse(value) / 1000 : NaN;
+    return Number.isNaN(time) ? String(value) : f.date(time);
+  };
+  return Object.entries(training ?? {}).map(([name, value]) => [label(name), text(name, value)]);
 }
 
 /** The columns, and those of layers that use others. */
