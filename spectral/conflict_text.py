@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .conflict import Conflict, Member, Pair
 
 _SAME = 0.999  # cosine from which two changes are one
-_ALIKE = 0.1  # cosine, overlap or interference that is worth a warning
+_MUCH = 0.1  # overlap that is worth a warning
+_ALIKE = 0.3  # cosine that is worth one, also where no column is shared; pictures of one kind alone give 0.1
 _TOLD = 3  # spans of columns, and groups of pairs, before "and others"
 # What two adapters do to each other, and what follows from it.
 _APART = ("change no layer in common", ": they fuse without mixing")
@@ -54,9 +55,9 @@ def _verdict(found: Conflict, pair: Pair) -> tuple[str, str]:
         return _FREE if abs(cosine) < _ALIKE else (f"share no column, but their changes {_likeness(cosine)}", _BLEND)
     if a.measured or b.measured:
         what = f"overlap by {_percent(pair.overlap)} in the directions that they move {layers}"
-        return what, _BLEND if _harm(pair) >= _ALIKE else _LITTLE
+        return what, _BLEND if _collides(pair) else _LITTLE
     what = f"both use column{_s(len(pair.columns))} {spelled(pair.columns)} {layers}"
-    return (what, _RETRAIN) if _harm(pair) >= _ALIKE else (f"{what}, but weakly", _LITTLE)
+    return (what, _RETRAIN) if _collides(pair) else (f"{what}, but weakly", _LITTLE)
 
 
 def _told(found: Conflict, pairs: Sequence[Pair], what: str) -> str:
@@ -64,6 +65,8 @@ def _told(found: Conflict, pairs: Sequence[Pair], what: str) -> str:
     names = [m.name for m in found.members]
     members = sorted({i for pair in pairs for i in (pair.a, pair.b)})
     if len(pairs) < len(members) * (len(members) - 1) // 2:
+        if len(pairs) > _TOLD and pairs[0].shared_layers == 0:
+            return f"the other {len(pairs)} pairs {what}"
         return f"{', '.join(f'{names[pair.a]} and {names[pair.b]}' for pair in pairs)} {what}"
     return f"{_joined([names[i] for i in members])} {what if len(members) == 2 else what.replace('both', 'all', 1)}"
 
@@ -78,12 +81,12 @@ def notes(found: Conflict) -> list[str]:
         )
     unknown = [m.name for m in found.members if m.width is None]
     if unknown:
-        carry = "carries" if len(unknown) == 1 else "carry"
+        carry, move = ("carries", "it moves") if len(unknown) == 1 else ("carry", "they move")
         said.append(
             f"{_joined(unknown)} {carry} no directions of a base: only the cosine of whole changes is exact. Give the "
-            "base to see which columns they move."
+            f"base to see which columns {move}."
         )
-    if any(pair.cosine is None and pair.layers for pair in found.pairs):
+    if any(pair.cosine is None and pair.layers for pair in found.pairs) and all(m.norm for m in found.members):
         said.append("Compact files hold no directions, so cosines with them are not known. Give the base.")
     return said
 
@@ -114,6 +117,10 @@ def spelled(columns: Sequence[int]) -> str:
 
 def _harm(pair: Pair) -> float:
     return max(abs(pair.cosine or 0.0), pair.overlap or 0.0)
+
+
+def _collides(pair: Pair) -> bool:
+    return (pair.overlap or 0.0) >= _MUCH or abs(pair.cosine or 0.0) >= _ALIKE
 
 
 def _likeness(cosine: float) -> str:

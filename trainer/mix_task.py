@@ -162,6 +162,9 @@ def open_all(adapters: Sequence[Mixed], tell: Listener) -> list[Source]:
 def base_weights(base: str, tell: Listener) -> Weights:
     """{layer: function that reads its weight} of a base model."""
     tell(Phase("opening the base model"))
+    from .console import quiet_libraries
+
+    quiet_libraries()
     from .base_weights import open_base
 
     return open_base(base)
