@@ -89,9 +89,9 @@ def extract(
 ) -> Extracted:
     """The adapter of `method` whose change comes nearest to that of `source`, on the layers that `weights` has.
 
-    weights: {layer: the base's untouched weight}. only: the source's layers to take, None for all. choose: take as many
-    columns as the method has, but in each layer those that hold the change best (`best_columns`); needs all columns of
-    every weight. svdiff, additive and rotation are the optimum for their columns, soda is a local one (see `fit`).
+    weights: {layer: the base's untouched weight}. only: the source's layers and norms to take, None for all. choose:
+    take as many columns as the method has, but in each layer those that hold the change best (`best_columns`); needs
+    all columns of every weight. svdiff, additive and rotation are the optimum for their columns, soda a local one.
     Parameters are rounded to fp16 as files hold them, so the numbers are those of the file. Frames are kept for methods
     with portable files; of the others the evidence is made at once, so that no more than some layers are in memory.
     base_name and base_hash go into the adapter's metadata.
@@ -117,8 +117,10 @@ def extract(
             progress(i, len(shared), name)
     if not layers:
         raise WrongBaseError(f"{source.name} changes none of the {len(shared)} layers it shares with this base")
-    norms = [name for name in source.gains if name in weights] if method.shifts_gains else []
-    gains = {name: Gain(name, source.gain(name), gain_fingerprint(fetch(weights[name]))) for name in norms}
+    shifts = {name: source.gain(name) for name in source.gains if name in weights and (only is None or name in only)}
+    moved = {name: shift for name, shift in shifts.items() if bool(shift.any())}
+    taken = moved if method.shifts_gains else {}
+    gains = {name: Gain(name, shift, gain_fingerprint(fetch(weights[name]))) for name, shift in taken.items()}
     held = 1 - sum(missed for missed, _ in energy.values()) / sum(size for _, size in energy.values())
     said = f"Extracted from {source.name} ({source.kind}): holds {percent(held)} of the energy of its change"
     base = {"spectral.base_name": base_name, "spectral.base_hash": base_hash}
@@ -129,7 +131,7 @@ def extract(
         held,
         missing=tuple(name for name in asked if name not in weights),
         unchanged=tuple(name for name in shared if name not in layers),
-        left_out=tuple(name for name in source.gains if name not in gains),
+        left_out=tuple(name for name in moved if name not in gains),
     )
 
 

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = method(args.method, columns=None if best else args.columns, rank=count or args.rank, **settings)
     base = open_base(args.base)
     source = _source(args.source, base)
-    only = _chosen(base, source, args.targets)
+    only = _chosen(base, source, args.targets, args.norms)
     with Console() as console:
         console(Phase("extracting"))
         made = extract(
@@ -83,8 +83,8 @@ def _source(given: str, base: BaseWeights) -> Source:
     return difference(tuned, base, tuned.name, shapes=tuned.shapes)
 
 
-def _chosen(base: BaseWeights, source: Source, targets: str) -> set[str] | None:
-    """The layers that `targets` stands for; None for all."""
+def _chosen(base: BaseWeights, source: Source, targets: str, norms: bool) -> set[str] | None:
+    """The layers that `targets` stands for, with all norms where these are wanted; None for everything."""
     from ..spectral.errors import SettingError
     from ..spectral.targets import matching
 
@@ -97,4 +97,4 @@ def _chosen(base: BaseWeights, source: Source, targets: str) -> set[str] | None:
             f"--targets {targets!r} chose none of the {len(names)} layers of {source.name}, such as "
             f"{next(iter(names))}; choose attention, cross-attention, attention+ff, all or a pattern of such paths"
         )
-    return {names[path] for path in picked}
+    return {names[path] for path in picked} | (source.gains.keys() if norms else set())
