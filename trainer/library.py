@@ -25,15 +25,15 @@ def listing(places: Places) -> list[dict[str, Any]]:
 
 
 def info(places: Places, name: str) -> dict[str, Any]:
-    """What a file says of itself (`spectral.info.Info`), and its name, kind and whether it can be edited here.
+    """What a file says of itself (`spectral.info.Info`), and its name, path, kind and whether it can be edited here.
 
     Raises SettingError for an unknown name, AdapterFileError for a file that cannot be read.
     """
     path = places.source(name)
     found = path.stat()
     kind = "adapter" if name in places.adapter_files() else "lora"
-    editable = kind == "adapter" and _is_writable(path)
-    return {**_facts(path, found.st_mtime_ns, found.st_size), "name": name, "kind": kind, "editable": editable}
+    here = {"name": name, "path": str(path), "kind": kind, "editable": kind == "adapter" and _is_writable(path)}
+    return {**_facts(path, found.st_mtime_ns, found.st_size), **here}
 
 
 def preview(places: Places, name: str) -> bytes | None:
