@@ -151,23 +151,15 @@ class AdapterPage {
     const said = (text) => h("p", { class: "muted" }, text);
     const base = info.profile === "compact" ? ["--base", "BASE"] : [];
     const rank = info.profile === "compact" ? ["--rank", "32"] : [];
-    return folded(
-      { title: t("adapter.elsewhere"), test: "adapter-elsewhere" },
-      h(
-        "div",
-        { class: "stack" },
-        part(
-          t("export.title"),
-          said(base.length ? t("adapter.exportBase") : t("adapter.export")),
-          commandRow(ctx, command("convert", file, lora, "--to lora", ...base, ...rank), "copy-convert"),
-        ),
-        part(
-          t("adapter.publish"),
-          said(t("adapter.publishAbout")),
-          commandRow(ctx, command("publish", file, folder), "copy-publish"),
-        ),
-      ),
-    );
+    const about = base.length ? t("adapter.exportBase") : t("adapter.export");
+    const convert = command("convert", file, lora, "--to lora", ...base, ...rank);
+    const publish = command("publish", file, folder);
+    const parts = [
+      isOther(info) ? null : part(t("export.title"), said(about), commandRow(ctx, convert, "copy-convert")),
+      part(t("adapter.publish"), said(t("adapter.publishAbout")), commandRow(ctx, publish, "copy-publish")),
+    ];
+    const props = { title: t("adapter.elsewhere"), test: "adapter-elsewhere" };
+    return folded(props, h("div", { class: "stack" }, parts));
   }
 
   #metadata() {
