@@ -47,6 +47,8 @@ def hooked(clip: CLIP, hooks: HookGroup, follows: bool) -> CLIP:
     """
     both = HookGroup.combine_all_hooks([clip.apply_hooks_to_conds, hooks])
     clone = clip.clone(**_OUT_OF_STREAMING)
+    # Out of streaming it is another module, and that one has to encode; else it is the same.
+    clone.cond_stage_model = clone.patcher.model
     clone.apply_hooks_to_conds = both
     changing = [hook for hook in both.hooks if isinstance(hook, WeightHook) and hook.weights_clip]
     if not changing:
