@@ -6,8 +6,8 @@
     diffusers        unet.down_blocks.0...to_q.lora_A.weight, ...to_q.lora.up.weight, ...processor.to_q_lora.up.weight
     PEFT             base_model.model.down_blocks.0...to_q.lora_A.weight
 
-What a path means depends on the family: the blocks of SD1 and SDXL share many names. A family must know all layers of
-a file; where several do, the width of its text decides, then a second text encoder, then the metadata.
+What a path means depends on the family: the blocks of SD1 and SDXL share many names. A family must know nearly all
+layers of a file; where several do, the width of its text decides, then a second text encoder, then the metadata.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _BLOCKS = re.compile(
 )
 # diffusers' first text LoRAs named the projections as a UNet's attention does.
 _TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+_SURE = 0.95  # the share of a file's layers that its family must know: some tools add a few of their own
 _INPUTS = ("down", "diff", "hada_w1_b")  # parts as wide as the layer's input
 _VERSIONS: tuple[tuple[str, Family], ...] = (
     ("sdxl", "sdxl"),
@@ -150,7 +151,9 @@ def _family(places: Collection[Place], width: int | None, metadata: Mapping[str,
         return _family_of_text(spaces, {path for space, path in places if space in ("te", "te1")}, metadata)
     if width is not None and width not in CROSS_WIDTH:
         return None
-    fitting = [family for family in FAMILIES if paths <= _index(family).keys()]
+    known = {family: len(paths & _index(family).keys()) for family in FAMILIES}
+    least = max(_SURE * len(paths), *known.values())
+    fitting = [family for family in FAMILIES if known[family] >= least]
     said = [CROSS_WIDTH.get(width or 0), "sdxl" if "te2" in spaces else None, _said(metadata), *fitting]
     return next((family for family in said if family in fitting), None)
 
