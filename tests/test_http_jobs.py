@@ -60,7 +60,8 @@ def test_a_finished_training_is_told_whole(client, trained):
         assert client.call("GET", address, None, client._own()).headers["Content-Type"].startswith("image/")
     adapter = job["adapter"]
     assert adapter["name"] == "mug.safetensors" and adapter["bytes"] > 1000 and len(sa.load(adapter["path"]).layers)
-    assert client.get("/adapters").json == [{"name": adapter["name"], "bytes": adapter["bytes"]}]
+    listed = {"name": adapter["name"], "kind": "adapter", "bytes": adapter["bytes"], "editable": True}
+    assert client.get("/adapters").json == [listed]
 
 
 def test_the_curve_comes_in_pieces(client, trained):

@@ -106,7 +106,7 @@ def _list(store: JobStore, args: argparse.Namespace) -> int:
     elif not found:
         print(f"No jobs in {store.home}. Queue one with `jobs add`.")
     for job in [] if args.json else found:
-        print(f"{job['id']}  {job['status']:11}  {job['kind']:6}  {_steps(job):>13}  {job['name']}")
+        print(f"{job['id']}  {job['status']:11}  {job['kind']:8}  {_steps(job):>13}  {job['name']}")
     return 0
 
 
