@@ -19,6 +19,8 @@ if __package__:
             "basis": "Basis canonical content_hash decompose decompose_all",
             "cache": "BasisCache",
             "columns": "Columns",
+            "conflict": "Conflict conflict",
+            "column_plan": "Plan plan_columns",
             "convert": "Export Residual to_diff to_lora",
             "errors": "AdapterFileError Cancelled SettingError SpectralError UnknownLayerError WrongBaseError",
             "edit": "edit",
