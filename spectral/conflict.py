@@ -151,7 +151,7 @@ def conflict(
     is decomposed or taken from the cache. Without, portable files are compared by the directions that they carry,
     compact ones by their parameters, and the rest (LoRA files) by the cosine of their changes and by what they do on
     the others' columns. Raises SettingError for too few or too many and for adapters of different kinds of models,
-    WrongBaseError for a base that lacks a layer or has another shape, Cancelled.
+    WrongBaseError for a base that lacks a layer, has another shape or does not fit a compact file, Cancelled.
     """
     if not 2 <= len(sources) <= MOST:
         raise SettingError(f"found {len(sources)} adapters to compare; expected 2 to {MOST}")
@@ -202,13 +202,16 @@ def _streamed(
     cache: BasisCache | None,
     cancelled: Callable[[], bool] | None,
 ) -> Iterator[tuple[str, Tensor | None, Basis | None]]:
-    """Each layer with the base's weight and its whole basis, where there is a base."""
+    """Each layer with the base's weight and its whole basis, where there is a base; it is judged first."""
     if weights is not None:
         if missing := next((layer for layer in layers if layer not in weights), None):
             who = next(source.name for source in sources if missing in source.shapes)
             raise WrongBaseError(
                 f"the base has no layer {missing}, which {who} changes; compare with the kind of base it was made for"
             )
+        for source in sources:
+            if any(source.needs_weight(layer) for layer in source.shapes):
+                source.check(weights, cache=cache, cancelled=cancelled)
         yield from with_bases(list(layers), weights, None, cache=cache, cancelled=cancelled)
         return
     for layer in layers:
@@ -227,7 +230,7 @@ def _layer(
     if basis is not None:
         frame, differ = base_frame(basis), False
     else:
-        carried = [basis for basis in own.values() if basis is not None]
+        carried = [frames for frames in own.values() if frames is not None]
         frame = files_frame(carried)
         differ = frame is None and len(carried) > 1
     uses: list[Use | None] = [None] * len(sources)

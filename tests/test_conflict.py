@@ -271,6 +271,9 @@ def test_compact_files_are_compared_by_their_parameters(tmp_path):
     assert files.pairs[0].cosine is None and "Give the base" in files.notes[-1]
     assert files.pairs[0].overlap == pytest.approx(based.pairs[0].overlap, abs=0.02)
     assert based.pairs[0].cosine is not None
+    other = {layer: torch.randn(shape, generator=torch.Generator().manual_seed(9)) for layer, shape in SHAPES.items()}
+    with pytest.raises(WrongBaseError, match="would be off by"):
+        conflict(sources, other)
 
 
 def test_files_of_different_bases_are_told_apart():
