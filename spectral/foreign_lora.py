@@ -29,6 +29,7 @@ from .tensors import TensorFile
 
 FileKind = Literal["LoRA", "LoCon", "LoHa", "LoKr", "difference"]
 MOST_NUMBERS = 1 << 28  # of one weight; SDXL's largest has 29 million, its token embedding 63 million
+_LARGEST = 1e18  # of a change's norm, or of the product of its factors'; fp32 squares it without overflow
 ADVICE = "Load it with the LoRA loader, if that can"
 # A form, the parts that belong to it, and whether one of them shows it.
 _FORMS: tuple[tuple[str, frozenset[Part]], ...] = (
@@ -83,6 +84,7 @@ class LoraFile(Source):
         parts = self._read(layer)
         change, rank = self._compute(layer, parts)
         change = forms.with_alpha(change, self._alpha(layer, parts), rank)
+        self._check_size(layer, change)
         if weight is None:
             return change
         change = change.to(weight.device) if isinstance(change, Tensor) else tuple(t.to(weight.device) for t in change)
@@ -102,6 +104,12 @@ class LoraFile(Source):
     def _read(self, layer: str) -> dict[Part, Tensor]:
         keys = self._layers[layer]
         return dict(zip(keys, self.file.read(list(keys.values()))))
+
+    def _check_size(self, layer: str, change: Change) -> None:
+        size = prod(float(t.norm()) for t in ((change,) if isinstance(change, Tensor) else change))
+        if not size <= _LARGEST:
+            found, expected = f"a change of the size {size:.2g}", "numbers that a weight can hold"
+            raise refusal(self.file.path, f"layer {layer}", found, expected, "The training diverged; take another file")
 
     def _compute(self, layer: str, parts: Mapping[Part, Tensor]) -> tuple[Change, int | None]:
         form = self._forms[layer]
@@ -128,11 +136,13 @@ class LoraFile(Source):
             shape = parts["diff" if "diff" in parts else "w_norm"]
         else:
             shape = self._form_shape(layer, parts)
-        if not shape or 0 in shape or len(shape) not in (1, 2, 4) or prod(shape) > MOST_NUMBERS:
+        sides = (1,) if self._forms[layer] == "norm" else (1, 2, 4)
+        if not shape or 0 in shape or len(shape) not in sides or prod(shape) > MOST_NUMBERS:
             expected = f"a matrix or a kernel of up to {MOST_NUMBERS:,} numbers"
             raise refusal(path, f"layer {layer}", f"a change of shape {shape}", expected, ADVICE)
-        _check_alpha(path, layer, parts)
-        return self._with_kernel(layer, shape)
+        shape = self._with_kernel(layer, shape)
+        _check_scales(path, layer, parts, shape)
+        return shape
 
     def _form_shape(self, layer: str, parts: Mapping[Part, tuple[int, ...]]) -> tuple[int, ...]:
         empty = {part: torch.empty(shape, device="meta") for part, shape in parts.items()}
@@ -215,9 +225,16 @@ def _form(path: Path, layer: str, parts: Mapping[Part, str]) -> str:
     return found[0]
 
 
-def _check_alpha(path: Path, layer: str, parts: Mapping[Part, tuple[int, ...]]) -> None:
+def _check_scales(path: Path, layer: str, parts: Mapping[Part, tuple[int, ...]], shape: tuple[int, ...]) -> None:
     if "alpha" in parts and prod(parts["alpha"]) != 1:
         raise refusal(path, f"layer {layer}: alpha", f"shape {parts['alpha']}", "a single number", ADVICE)
+    for part in ("magnitude", "dora_scale"):
+        if (found := parts.get(part)) is None:
+            continue
+        rows = part == "magnitude" or (found and found[0] == shape[0])
+        expected = shape[0] if rows or len(shape) == 1 else shape[1]
+        if prod(found) != expected or len(shape) == 1:
+            raise refusal(path, f"layer {layer}: DoRA's scale", f"shape {found}", f"{expected} numbers", ADVICE)
 
 
 def _declared_alphas(file: TensorFile, keys: Mapping[str, Key], names: Mapping[Place, str]) -> dict[str, float]:

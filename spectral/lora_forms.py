@@ -68,6 +68,9 @@ def lokr(parts: Parts) -> tuple[Shape, Change, int | None]:
     Rank None where both are whole: then alpha has no meaning. A convolution's kernel is known only from a whole or
     Tucker W2.
     """
+    for whole, *factors in (("lokr_w1", "lokr_w1_a", "lokr_w1_b"), ("lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")):
+        if whole in parts and (beside := [part for part in factors if part in parts]):
+            raise ValueError(f"{whole} beside {beside[0]}; expected one of them")
     w1 = _either(parts, "lokr_w1", "lokr_w1_a", "lokr_w1_b")
     if "lokr_t2" in parts:
         w2 = tucker(parts["lokr_t2"], _part(parts, "lokr_w2_a"), _part(parts, "lokr_w2_b"))

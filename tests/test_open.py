@@ -420,6 +420,13 @@ ABUSE = {
         {f"{TO_K}.{part}": t for part, t in loha_with_tucker()[0].items() if part != "hada_t2"}, "hada_t1",
     ),
     "half of LoHa": ({f"{TO_K}.hada_w1_a": rand(4, 2), f"{TO_K}.hada_w1_b": rand(2, 4)}, "no hada_w2_a"),
+    "two of W2": (
+        {f"{TO_K}.{part}": rand(2, 2) for part in ("lokr_w1", "lokr_w2", "lokr_w2_a")}, "lokr_w2 beside lokr_w2_a"
+    ),
+    "DoRA of another size": (good() | {f"{TO_K}.dora_scale": rand(1, 39)}, "40 numbers"),
+    "DoRA of one number": (good() | {f"{TO_K}.dora_scale": torch.tensor(1.0)}, "40 numbers"),
+    "PEFT's magnitudes of another size": (good() | {f"{TO_K}.lora_magnitude_vector": rand(40)}, "24 numbers"),
+    "a norm of two sides": ({f"{TO_K}.w_norm": rand(4, 4)}, "shape"),
     "half of LoKr": ({f"{TO_K}.lokr_w1": rand(4, 2)}, "no lokr_w2_a"),
     "5-D": ({f"{TO_K}.diff": rand(2, 2, 2, 2, 2)}, "shape"),
     "OFT": (good() | {f"{TO_K}.oft_blocks": rand(4, 4)}, "OFT"),
@@ -438,6 +445,21 @@ def test_files_that_lie_are_refused_by_name(case, tmp_path):
     with pytest.raises(sa.AdapterFileError, match=said) as caught:
         opened(tmp_path, tensors, name="bad.safetensors")
     assert "bad.safetensors" in str(caught.value) and "expected" in str(caught.value)
+
+
+def test_a_change_that_no_weight_can_hold_is_refused_when_it_is_computed(tmp_path):
+    source = opened(tmp_path, good() | {f"{TO_K}.alpha": torch.tensor(1e30)}, name="bad.safetensors")
+    with pytest.raises(sa.AdapterFileError, match="diverged"):
+        source.change(TO_K)
+
+
+def test_dora_of_a_convolution_whose_kernel_is_left_out(tmp_path):
+    parts, _, change = loha(n=90)
+    weight, scale = rand(24, 10, 3, 3), torch.rand(1, 10, 1, 1) + 0.5
+    source = opened(tmp_path, {f"{CONV}.{part}": t for part, t in parts.items()} | {f"{CONV}.dora_scale": scale})
+    merged = weight + change.reshape(weight.shape)
+    norm = merged.square().sum((0, 2, 3), keepdim=True).sqrt()
+    close(weight + whole(source, CONV, weight).reshape(weight.shape), scale * merged / norm)
 
 
 def test_damaged_files_and_pickles_are_refused_unopened(tmp_path):
