@@ -207,13 +207,32 @@ def test_two_adapters_meet_and_become_one(studio, panel):
     shows(page, "adapter-title", "both of them")
     assert [path for path in studio.places.adapters.iterdir() if path.name.startswith("both of them")]
     at(page, "tab-jobs").click()
-    sync_api.expect(at(page, "job-open")).to_have_count(2)
     shows(page, "jobs-past", "Fusing both of them")
-    at(page, "job-open").last.click()
+    at(page, "job-open").filter(has_text="Conflicts of").click()
     shows(page, "job-name", "Conflicts of cat / dog")
     shows(page, "conflict-sentence", "cat and dog")
     at(page, "task-mix").click()
     sync_api.expect(at(page, "mix-row")).to_have_count(2)
+
+
+def test_an_adapter_is_exported_as_a_lora(studio, panel):
+    """One that changes every direction needs its base and a rank. What was asked is found again after a reload."""
+    page = panel("adapter?name=compact.safetensors")
+    at(page, "adapter-elsewhere").locator("summary").click()
+    sync_api.expect(at(page, "export-base")).to_have_value("tiny")
+    sync_api.expect(at(page, "lora-by-rank")).to_be_checked()
+    shows(page, "adapter-elsewhere", f'publish "{studio.places.adapters / "compact.safetensors"}" "compact-hub"')
+    page = panel("adapter?name=bird.safetensors")
+    at(page, "adapter-elsewhere").locator("summary").click()
+    sync_api.expect(at(page, "export-base")).to_have_count(0)
+    at(page, "lora-by-rank").check(force=True)
+    at(page, "lora-rank").fill("2")
+    at(page, "adapter-export").click()
+    page.wait_for_url(re.compile("job="))
+    page.reload()
+    shows(page, "fuse-report", "What the file lost")
+    at(page, "fuse-open").click()
+    shows(page, "adapter-facts", "LoRA")
 
 
 def test_what_is_missing_for_a_mix_is_said(panel):

@@ -2,6 +2,7 @@
 
 import { copyText } from "./act.js";
 import { AdapterEdit } from "./adapter_edit.js";
+import { AdapterExport } from "./adapter_export.js";
 import { isOther } from "./adapters.js";
 import { ApiError } from "./api.js";
 import { plainName } from "./catalogue.js";
@@ -14,18 +15,22 @@ import { picture } from "./picture.js";
 import { SpectrumPicture } from "./spectrum_picture.js";
 import { useAdapter } from "./use_kept.js";
 
-/** @param {import("./panel.js").Ctx} ctx @param {{name: string}} params */
+/**
+ * @param {import("./panel.js").Ctx} ctx
+ * @param {{name: string, job?: string}} params  job: the id of an export
+ */
 export function create(ctx, params) {
-  const page = new AdapterPage(ctx, params.name ?? "");
+  const page = new AdapterPage(ctx, params);
   page.load();
-  return { root: page.root, update() {}, destroy: () => page.destroy() };
+  return { root: page.root, update: (state) => page.update(state), destroy: () => page.destroy() };
 }
 
 class AdapterPage {
-  constructor(ctx, name) {
+  constructor(ctx, { name = "", job }) {
     this.ctx = ctx;
     this.t = ctx.t;
     this.name = name;
+    this.job = job;
     this.body = h("div", { class: "stack" }, spinner(ctx.t("loading")));
     this.#head();
     this.root = h("div", { class: "view stack", "data-test": "adapter" }, this.head, this.body);
@@ -140,25 +145,25 @@ class AdapterPage {
     return folded({ title: t("spectrum.title"), test: "adapter-spectrum", onToggle }, parts);
   }
 
-  /** Commands, for what needs more than a click. */
+  update(state) {
+    this.export?.update(state);
+  }
+
+  /** A LoRA, and the command for what needs more than a click. */
   #elsewhere(info) {
     const { t, ctx } = this;
-    const file = quoted(info.path ?? this.name);
-    const name = plainName(this.name).replace(/^-/, "./-");
-    const lora = quoted(`${name}.lora.safetensors`);
-    const folder = quoted(`${name}-hub`);
-    const part = (title, text, row) => h("div", { class: "stack tight" }, h("h3", null, title), text, row);
-    const said = (text) => h("p", { class: "muted" }, text);
-    const base = info.profile === "compact" ? ["--base", "BASE"] : [];
-    const rank = info.profile === "compact" ? ["--rank", "32"] : [];
-    const about = base.length ? t("adapter.exportBase") : t("adapter.export");
-    const convert = command("convert", file, lora, "--to lora", ...base, ...rank);
-    const publish = command("publish", file, folder);
+    const part = (title, ...content) => h("div", { class: "stack tight" }, h("h3", null, title), content);
+    const folder = `${plainName(this.name).replace(/^-/, "./-")}-hub`;
+    const publish = command("publish", quoted(info.path ?? this.name), quoted(folder));
+    const about = h("p", { class: "muted" }, t("adapter.publishAbout"));
+    const keep = (job) => ctx.stay({ name: this.name, job });
+    this.export = isOther(info) ? null : new AdapterExport(ctx, { name: this.name, info, job: this.job, keep });
     const parts = [
-      isOther(info) ? null : part(t("export.title"), said(about), commandRow(ctx, convert, "copy-convert")),
-      part(t("adapter.publish"), said(t("adapter.publishAbout")), commandRow(ctx, publish, "copy-publish")),
+      this.export ? part(t("export.title"), this.export.root) : null,
+      part(t("adapter.publish"), about, commandRow(ctx, publish, "copy-publish")),
     ];
-    const props = { title: t("adapter.elsewhere"), test: "adapter-elsewhere" };
+    this.export?.update(ctx.store.state);
+    const props = { title: t("adapter.elsewhere"), test: "adapter-elsewhere", open: Boolean(this.job) };
     return folded(props, h("div", { class: "stack" }, parts));
   }
 

@@ -5,6 +5,8 @@ import { keep, reread } from "./remember.js";
 
 const SLOT = "draft";
 const WAIT = 300;
+// Settings that say which columns; a training takes one of them.
+const COLUMNS = new Set(["rank", "columns", "avoid", "column_plan", "concept"]);
 
 /**
  * @typedef {Object} Values
@@ -95,8 +97,9 @@ export class Draft {
 
   /** The draft with what a plan gives a concept: its columns, and its name for the file. */
   planned({ concept, columns }) {
-    const { rank, ...settings } = this.values.settings;
-    return sound({ ...this.values, name: concept, ownName: true, settings: { ...settings, columns } });
+    const kept = Object.entries(this.values.settings).filter(([name]) => !COLUMNS.has(name));
+    const settings = { ...Object.fromEntries(kept), columns };
+    return sound({ ...this.values, name: concept, ownName: true, settings });
   }
 
   /** A draft as it is before anything was said. */

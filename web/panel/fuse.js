@@ -4,8 +4,9 @@ import { act, copyText } from "./act.js";
 import { isOther } from "./adapters.js";
 import { ApiError } from "./api.js";
 import { plainName } from "./catalogue.js";
-import { busy, button, combo, field, note, numberInput, segmented, textInput } from "./controls.js";
+import { busy, button, combo, field, note, textInput } from "./controls.js";
 import { clear, h, setText } from "./dom.js";
+import { loraSize } from "./lora_size.js";
 import { modeChoice, MODES } from "./modes.js";
 import { ended } from "./status.js";
 import { nextName } from "./suggest.js";
@@ -41,6 +42,7 @@ export class FusePart {
     const kinds = KINDS.map((value) => ({ value, label: t(`fuse.kinds.${value}`) }));
     this.kind = combo({ options: kinds, value: "auto", test: "fuse-to", onChange: () => this.changed() });
     this.kindField = field({ label: t("fuse.to"), help: t("fuse.toHelp"), control: this.kind });
+    this.size = loraSize(t);
     this.name = textInput({ onChange: () => this.changed(), test: "fuse-name", maxLength: 100 });
     this.nameField = field({ label: t("name.label"), help: t("name.help"), control: this.name });
     this.missing = h("div", { class: "small train-reason", role: "status", "data-test": "fuse-missing" });
@@ -57,26 +59,11 @@ export class FusePart {
       h("h3", null, t("mix.mode")),
       this.modes.root,
       settings,
-      this.#size(),
+      this.size.root,
       h("div", { class: "row wrap end" }, this.missing, this.go),
       this.line.root,
       this.result,
     );
-  }
-
-  /** How large a LoRA may become. */
-  #size() {
-    const { t } = this;
-    const changed = () => this.changed();
-    this.by = segmented({
-      label: t("fuse.size"), value: "exact", test: "fuse-by", onChange: changed,
-      options: ["exact", "rank", "energy"].map((value) => ({ value, label: t(`fuse.by.${value}`) })),
-    });
-    this.rank = numberInput({ value: 32, min: 1, max: 4096, whole: true, label: t("export.rank"), test: "fuse-rank" });
-    const label = t("fuse.by.energy");
-    this.energy = numberInput({ value: 99, min: 1, max: 100, label, unit: "%", test: "fuse-energy" });
-    this.size = h("div", { class: "row wrap", hidden: true }, this.by.root, this.rank.root, this.energy.root);
-    return this.size;
   }
 
   /**
@@ -99,10 +86,7 @@ export class FusePart {
 
   /** Brings the form up to date. */
   changed() {
-    const lora = this.kind.get() === "lora";
-    this.size.hidden = !lora;
-    this.rank.root.hidden = this.by.get() !== "rank";
-    this.energy.root.hidden = this.by.get() !== "energy";
+    this.size.root.hidden = this.kind.get() !== "lora";
     this.name.input.placeholder = this.#suggested();
     const wanted = this.#name();
     const free = nextName(wanted, this.files, this.state?.jobs ?? []);
@@ -125,11 +109,8 @@ export class FusePart {
 
   #request() {
     const to = this.kind.get();
-    const by = to === "lora" ? this.by.get() : "exact";
-    const body = { ...this.page.request(), mode: this.mode, to, name: this.#name() };
-    if (by === "rank") body.rank = this.rank.get();
-    if (by === "energy") body.energy = this.energy.get() / 100;
-    return body;
+    const size = to === "lora" ? this.size.get() : {};
+    return { ...this.page.request(), mode: this.mode, to, name: this.#name(), ...size };
   }
 
   async #fuse() {
