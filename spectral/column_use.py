@@ -122,10 +122,11 @@ def files_frame(frames: Sequence[Basis]) -> Frame | None:
         return None
     u, v, columns = frames[0].u, frames[0].v, list(frames[0].columns)
     for other in frames[1:]:
-        new = [i for i, column in enumerate(other.columns) if column not in columns]
+        there = set(columns)
+        new = [i for i, column in enumerate(other.columns) if column not in there]
+        same = torch.tensor(columns)[:, None] == torch.tensor(other.columns)[None, :]
         for known, found in ((u, other.u), (v, other.v)):
             cosines = (known.T @ found).abs()
-            same = torch.tensor([[a == b for b in other.columns] for a in columns])
             if bool((cosines[same] < _ALIKE).any()) or bool((cosines[~same] > _ALIKE).any()):
                 return None
         u, v = torch.cat([u, other.u[:, new]], 1), torch.cat([v, other.v[:, new]], 1)
