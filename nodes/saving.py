@@ -113,7 +113,7 @@ def save(
         else:
             path, text = _write_export(source, stem, replace(wanted, kind=kind), weights)
     wrote = f"Wrote {_short(path)}, {path.stat().st_size:,} bytes: {text}"
-    _tell(path, wrote)
+    _tell(path, f"Wrote {_short(path)}.")
     return Saved(path.name, "\n".join([wrote, *mixed.notes]))
 
 
