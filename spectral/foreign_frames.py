@@ -80,11 +80,8 @@ class _Layer:
 
 def is_official(content: object) -> bool:
     """Whether what a pickle holds is such a checkpoint."""
-    table = content.get("params", content) if isinstance(content, dict) else None
-    if not isinstance(table, dict):
-        return False
-    parts = [table.get(part) for part in ("unet", "text_encoder")]
-    return any(isinstance(part, dict) and any(str(key).endswith("spectral_A") for key in part) for part in parts)
+    parts = (_table(content, part) for part in ("unet", "text_encoder"))
+    return any(str(key).endswith("spectral_A") for part in parts for key in part)
 
 
 def from_official(content: object, path: Path, columns: ColumnsLike = None) -> Converted:
@@ -116,8 +113,7 @@ def _notes(content: object, given: ColumnsLike, chosen: Columns, stretched: bool
             "Its rotations also changed the singular values, which no rotation holds; written as additive, which "
             "holds both exactly."
         )
-    table = content.get("params", content) if isinstance(content, dict) else {}
-    words = [str(word) for word in table.get("new_concept_embedding") or {}]
+    words = [str(word) for word in _table(content, "new_concept_embedding")]
     if words:
         yield (
             f"It also trained the words {' '.join(words)}, one vector for each cross-attention layer, which no adapter "
@@ -126,12 +122,11 @@ def _notes(content: object, given: ColumnsLike, chosen: Columns, stretched: bool
 
 
 def _read(content: object, path: Path, columns: ColumnsLike) -> Iterator[_Layer]:
-    table = content.get("params", content) if isinstance(content, dict) else {}
     found: defaultdict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
     for part in ("text_encoder", "unet"):
-        for key, t in (table.get(part) or {}).items():
+        for key, t in _table(content, part).items():
             end = next((end for end in (*_PARTS, _WEIGHT) if str(key).endswith(f".{end}")), None)
-            if end is not None and isinstance(t, Tensor):
+            if end is not None and isinstance(t, Tensor) and t.is_floating_point():
                 found[part, str(key)[: -len(end) - 1]][end] = t.detach()
     places = {place: read_place(f"{place[0]}.{place[1]}") for place in found}
     names = layer_names(set(places.values()), _text_width(found), {})[0]
@@ -139,17 +134,26 @@ def _read(content: object, path: Path, columns: ColumnsLike) -> Iterator[_Layer]
         yield _layer(path, names[places[place]], tensors, columns)
 
 
+def _table(content: object, part: str) -> dict:
+    found = content.get("params", content) if isinstance(content, dict) else {}
+    found = found.get(part) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def _text_width(found: Mapping[tuple[str, str], Mapping[str, Tensor]]) -> int | None:
-    return next((t["V"].shape[0] for (_, path), t in found.items() if path.endswith("attn2.to_k") and "V" in t), None)
+    keys = (t["V"] for (_, path), t in found.items() if path.endswith("attn2.to_k") and "V" in t)
+    return next((v.shape[0] for v in keys if v.ndim == 2), None)
 
 
 def _layer(path: Path, name: str, tensors: Mapping[str, Tensor], columns: ColumnsLike) -> _Layer:
     if missing := [part for part in _PARTS if part not in tensors]:
         raise refusal(path, f"layer {name}", f"no {missing[0]}", "A, B, C, U, S and V", _ADVICE)
     u, s, v, a, b, c = (tensors[part] for part in ("U", "S", "V", *_TRAINED))
+    if [t.ndim for t in (u, s, v, a, b, c)] != [2, 1, 2, 2, 2, 1] or not all(t.numel() for t in tensors.values()):
+        raise refusal(path, f"layer {name}", "tensors of other dimensions", "U, V, A, B matrices, S, C lists", _ADVICE)
     (m, n), r, k = (u.shape[0], v.shape[0]), len(c), len(s)
     shapes = {"additive": ((m, r), (n, r)), "rotation": ((r, r), (r, r))}
-    if u.shape != (m, k) or v.shape != (n, k) or c.ndim != 1 or (tuple(a.shape), tuple(b.shape)) not in shapes.values():
+    if u.shape != (m, k) or v.shape != (n, k) or (tuple(a.shape), tuple(b.shape)) not in shapes.values():
         what = f"U {tuple(u.shape)}, S {tuple(s.shape)}, V {tuple(v.shape)}, A {tuple(a.shape)}, B {tuple(b.shape)}"
         raise refusal(path, f"layer {name}", what, f"those of rank {r}", _ADVICE)
     chosen = Columns.parse(columns if columns is not None else r).resolve(k)

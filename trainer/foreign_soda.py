@@ -167,7 +167,7 @@ def _check(path: Path, what: str, turns: list[Tensor], delta: Tensor, shape: tup
 def _flat(found: list) -> Iterator[Tensor]:
     """The tensors of a list, which may hold lists of one each."""
     for item in found:
-        if isinstance(item, Tensor):
+        if isinstance(item, Tensor) and item.is_floating_point():
             yield item
         elif isinstance(item, (list, tuple)):
             yield from _flat(list(item))
