@@ -10,7 +10,7 @@ counted there and not where its other side happens to fall. What that leaves for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,9 +47,9 @@ class Frame:
 class Use:
     """How one change spreads over the columns of one weight.
 
-    columns (r,) int64: those that are known, ascending; energy (r,) fp64: of each (spread evenly where no direction is
-    known); total: ||D||^2, of which the rest lies in unknown columns. used: the columns that it works on; None where
-    that is not known. measured: `used` was found from the energy and not from what the file says.
+    columns (r,) int64: those that are known or named, ascending; energy (r,) fp64: of each (of those that are only
+    named an even share of what the others leave); total: ||D||^2. used: the columns that it works on; None where that
+    is not known. measured: `used` was found from the energy and not from what the file says.
     """
 
     columns: Tensor
@@ -138,16 +138,29 @@ def files_frame(frames: Sequence[Basis]) -> Frame | None:
 def use_of(change: Change, frame: Frame | None, says: tuple[int, ...] | None) -> Use:
     """How a change uses the columns of a frame; `says`: the columns that its file names."""
     if frame is None:
-        columns, total = torch.tensor(says or (), dtype=torch.int64), norm(change) ** 2
-        even = torch.full((len(columns),), total / max(1, len(columns)), dtype=torch.float64)
-        return Use(columns, even, total, _set(says), False)
+        none = torch.zeros(0, dtype=torch.float64)
+        return Use(*_with_unknown((), none, norm(change) ** 2, says), _set(says), False)
     energy, total = energies(change, frame)
-    columns = torch.tensor(frame.columns, dtype=torch.int64)
-    use = Use(columns, energy, total, _set(says), False)
+    use = Use(*_with_unknown(frame.columns, energy, total, says), _set(says), False)
     believed = says is not None and (total <= 0 or (use.on(frozenset(says)) or 0.0) >= _BELIEVED)
-    if believed and (len(says) < frame.k or not frame.full):
+    if not frame.full or (believed and len(says) < frame.k):
         return use
-    return Use(columns, energy, total, carrying(columns, energy, total) if frame.full else _set(says), frame.full)
+    return replace(use, used=carrying(use.columns, use.energy, total), measured=True)
+
+
+def _with_unknown(
+    known: Sequence[int], energy: Tensor, total: float, says: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor, float]:
+    """Columns, their energies and the total, with the columns that a file names and whose directions nobody knows.
+
+    What the known ones do not hold is spread over them evenly.
+    """
+    there = set(known)
+    missing = [column for column in says or () if column not in there]
+    share = max(0.0, total - float(energy.sum())) / max(1, len(missing))
+    columns = torch.tensor([*known, *missing], dtype=torch.int64)
+    order = columns.argsort()
+    return columns[order], torch.cat([energy, energy.new_full((len(missing),), share)])[order], total
 
 
 def use_of_parameters(source: Source, layer: str) -> Use | None:

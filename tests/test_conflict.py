@@ -261,6 +261,18 @@ def test_a_lora_is_compared_as_far_as_the_files_go():
     assert "overlap by" in found.sentence
 
 
+def test_a_mixture_without_directions_of_its_own_is_not_taken_for_what_others_know():
+    """Of a fusion on columns 0-5 only 4 and 5 can be measured in the other's directions: the rest lies on 0-3."""
+    cat, weights = source("cat")
+    turn, _ = source("turn", "top:4@2", "rotation")
+    dog, _ = source("dog", "top:4@4", seed=2)
+    mixed = sa.fuse([sa.Ingredient(cat), sa.Ingredient(turn)], name="mixed")
+    assert mixed.native is None and mixed.columns(Q) == tuple(range(6))
+    by_files, by_base = pair(mixed, dog), pair(mixed, dog, weights=weights)
+    assert by_files.columns == by_base.columns == (4, 5)
+    assert by_files.overlap == pytest.approx(by_base.overlap, abs=0.1) and by_files.overlap < 0.25
+
+
 def test_compact_files_are_compared_by_their_parameters(tmp_path):
     paths = []
     for seed, name in ((1, "a"), (2, "b")):
