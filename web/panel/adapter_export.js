@@ -31,9 +31,10 @@ export class AdapterExport {
   #build() {
     const { t, ctx } = this;
     const { method, profile } = this.page.info;
+    const said = () => this.baseField.fail("");
     this.size = loraSize(t, { by: FULL.has(method) ? "rank" : "exact" });
-    this.base = profile === "compact" ? combo({ blank: t("base.choose"), test: "export-base" }) : null;
-    const base = this.base ? field({ label: t("base.title"), help: t("mix.baseHelp"), control: this.base }).root : null;
+    this.base = profile === "compact" ? combo({ blank: t("base.choose"), test: "export-base", onChange: said }) : null;
+    this.baseField = this.base && field({ label: t("base.title"), help: t("mix.baseHelp"), control: this.base });
     const work = (event) => held(event);
     this.go = button({ label: t("export.make"), icon: "download", test: "adapter-export", onClick: work });
     const held = busy(this.go, () => this.#make());
@@ -41,7 +42,7 @@ export class AdapterExport {
     this.result = h("div", { class: "stack" });
     const form = h("div", { class: "row wrap" }, this.size.root, this.go);
     const about = h("p", { class: "muted" }, t("adapter.export"));
-    this.root = h("div", { class: "stack" }, about, base, form, this.line.root, this.result);
+    this.root = h("div", { class: "stack" }, about, this.baseField?.root, form, this.line.root, this.result);
     if (this.base) this.#offerBases();
   }
 
@@ -58,6 +59,10 @@ export class AdapterExport {
 
   async #make() {
     const { name } = this.page;
+    if (this.base?.get() === "") {
+      this.baseField.fail(this.t("train.no_base"));
+      return this.base.input.focus();
+    }
     clear(this.result);
     const made = await act(this.ctx, "/mix/fuse", {
       adapters: [{ name, weight: 1 }],
@@ -67,10 +72,10 @@ export class AdapterExport {
       name: `${plainName(name)}-lora`,
       ...this.size.get(),
     });
-    if (!made?.id) return;
+    if (!made?.id) return undefined;
     this.job = made.id;
     this.page.keep(made.id);
-    this.update(this.ctx.store.state);
+    return this.update(this.ctx.store.state);
   }
 
   /** @param {Object|undefined} state of the server */

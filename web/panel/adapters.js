@@ -11,6 +11,7 @@ import { setThumb, thumb } from "./picture.js";
 
 // Farther down than what is seen, so that scrolling finds the facts there.
 const NEAR = "300px";
+const REST = 150; // milliseconds in sight before a file is read
 
 /**
  * @param {import("./panel.js").Ctx} ctx
@@ -131,12 +132,19 @@ class Library {
     return { root: row.root };
   }
 
+  /** Reads files that stay in sight; what is scrolled past is not worth reading a large file. */
   #near(entries) {
     for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      this.seen.unobserve(target);
-      this.rows.get(target)?.read();
+      const row = this.rows.get(target);
+      row.near = isIntersecting;
+      if (isIntersecting) setTimeout(() => this.#rest(row), REST);
     }
+  }
+
+  #rest(row) {
+    if (this.gone || !row.near) return;
+    this.seen.unobserve(row.root);
+    row.read();
   }
 
   #show(kind) {
@@ -159,7 +167,8 @@ class Library {
     apply();
     if (!words.length) return;
     const asked = this.search.get();
-    await Promise.all(rows.map((row) => row.read()));
+    // LoRA files may be many and large: they are found by their names, and by their words once they were in sight.
+    await Promise.all(rows.filter(({ file }) => !isOther(file)).map((row) => row.read()));
     if (!this.gone && asked === this.search.get()) apply();
   }
 
@@ -268,7 +277,7 @@ class AdapterRow {
     const title = info.title === plainName(this.file.name) ? "" : info.title;
     setText(this.line, [this.size, family, title].filter(Boolean).join(" · "));
     setText(this.trigger, triggers.length ? triggers.join(", ") : "");
-    if (info.preview) setThumb(this.image, this.ctx.catalogue.previewUrl(this.file.name, this.file.bytes));
+    if (info.preview) setThumb(this.image, this.ctx.catalogue.previewUrl(this.file.name, info.sha256));
     const words = [this.file.name, method, info.title, info.description, info.author, info.base_name, ...triggers];
     this.words = words.filter(Boolean).join(" ").toLowerCase();
   }
