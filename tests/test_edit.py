@@ -124,13 +124,13 @@ def test_hashes_stay_those_of_the_file(own):
 def test_a_preview_is_made_anew_and_small(own, tmp_path):
     exif = Image.Exif()
     exif[0x010E], exif[0x0112] = "where I live", 6
-    (tmp_path / "photo.jpg").write_bytes(picture((1200, 900), "JPEG", exif=exif, quality=95))
+    (tmp_path / "photo.jpg").write_bytes(picture((900, 675), "JPEG", exif=exif, quality=95))
     edit(own, preview=tmp_path / "photo.jpg")
     kept = read_info(own).preview
     assert b"where I live" not in kept and len(kept) <= LARGEST
     with Image.open(io.BytesIO(kept)) as image:
         assert image.size == (384, 512) and not image.getexif()
-    assert len(small(picture((3000, 3000)))) <= LARGEST
+    assert len(small(picture((1400, 1400)))) <= LARGEST
 
 
 @pytest.mark.parametrize(
