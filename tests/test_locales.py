@@ -54,6 +54,12 @@ def test_every_english_text_has_a_french_one(name):
         assert bool(french[key]) == bool(text), key
 
 
+@pytest.mark.parametrize("language", ["en", "fr"])
+def test_comfyui_can_read_the_words_of_nodes(language):
+    """Its page takes @ for a reference to another text, | for plural forms and {} for gaps, and fails where it is none."""
+    assert not [key for key, text in texts(language, "nodeDefs.json").items() if set(text) & set("@|{}")]
+
+
 def test_every_word_of_the_form_has_a_french_one(tmp_path):
     drawn, french = form(standalone(tmp_path, {}, [])), texts("fr", "main.json")
     wanted = {f"settings.{row['name']}.{part}" for row in drawn["settings"] for part in ("label", "help")}

@@ -101,8 +101,8 @@ def example(name: str) -> dict:
 def test_an_example_loads_without_a_warning_and_keeps_its_links_and_values(name: str, page: "sync_api.Page") -> None:
     workflow = example(name)
     load(page, workflow)
-    assert page.locator(".p-toast-message").count() == 0
-    assert page.locator(".p-dialog").count() == 0
+    assert page.locator(".p-toast-message").all_text_contents() == []
+    assert page.locator(".p-dialog").all_text_contents() == []
     prompt = prompt_of(page)
     types = {str(node["id"]): node["type"] for node in workflow["nodes"] if "Note" not in node["type"]}
     assert {id: node["class_type"] for id, node in prompt.items()} == types
