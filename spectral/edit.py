@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -88,6 +90,8 @@ def _rewrite(path: Path, changes: Mapping[str, str]) -> None:
         raise refusal(path, "its header with the changes", f"{len(text)} bytes", f"at most {MAX_HEADER}", advice)
     beginning = len(text).to_bytes(8, "little") + text
     write(path, _parts(path, beginning, len(header.raw), before), overwrite=True)
+    with contextlib.suppress(OSError):  # some file systems have no such rights
+        os.chmod(path, stat.S_IMODE(before.st_mode))
 
 
 def _parts(path: Path, beginning: bytes, skipped: int, before: os.stat_result) -> Iterator[bytes]:

@@ -34,7 +34,8 @@ def write_export(export: Export, source: Source | Adapter, path: str | os.PathLi
     if export.residual.ranks:
         rank = str(max(export.residual.ranks.values()))
         metadata |= {"ss_network_dim": rank, "ss_network_alpha": rank}
-    metadata.pop("ss_network_args", None)
+    for stale in ("ss_network_args", "lora_adapter_metadata"):  # of what was read: ranks and scales, in PEFT's case
+        metadata.pop(stale, None)
     metadata |= kohya_hashes(tensors, metadata)
     entries, data = data_block(tensors)
     write(path, [header_bytes(metadata, entries), data], overwrite=False)

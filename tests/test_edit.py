@@ -188,6 +188,13 @@ def test_a_link_stays_a_link(own, tmp_path):
     assert link.is_symlink() and read_info(own).title == "Linked"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps rights elsewhere")
+def test_a_private_file_stays_private(own):
+    own.chmod(0o600)
+    edit(own, title="x")
+    assert own.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(own, monkeypatch):
     raw = own.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -368,6 +368,18 @@ def test_convert_a_lora_to_a_smaller_one(tmp_path, capsys):
         assert "expected" in capsys.readouterr().err
 
 
+def test_peft_settings_do_not_stay_with_another_rank(tmp_path):
+    path, config = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", {"unet.r": 8, "unet.lora_alpha": 4}
+    tensors = {f"{path}.lora_A.weight": torch.randn(8, 1280), f"{path}.lora_B.weight": torch.randn(1280, 8)}
+    save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(config)})
+    args = ["convert", str(tmp_path / "a.safetensors"), "--to", "lora", str(tmp_path / "b.safetensors")]
+    assert main(args) == 0
+    before, after = open_source(tmp_path / "a.safetensors"), open_source(tmp_path / "b.safetensors")
+    assert "lora_adapter_metadata" not in after.metadata
+    (layer,) = after.shapes
+    assert relative(dense(after.change(layer)), dense(before.change(layer))) < 1e-3
+
+
 def test_the_command_edit(tmp_path, capsys):
     save_file({"lora_unet_x.diff": torch.ones(2, 2)}, tmp_path / "a.safetensors")
     file = str(tmp_path / "a.safetensors")
