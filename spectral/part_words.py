@@ -26,7 +26,7 @@ def in_words(parts: Parts) -> str:
     columns = [rule.text for table in parts.tables for rule in table if rule.axis == "columns"]
     if columns:
         lines.append(f"times: {', '.join(columns).replace('=', ' ')}")
-    return "\n".join(lines) or "All parts as trained."
+    return "\n".join(f"{line}." for line in lines or ["All parts as trained"])
 
 
 def _spans(parts: Parts, area: Area, blocks: tuple[str, ...]) -> str:

@@ -58,14 +58,14 @@ def test_tables_multiply():
 
 def test_in_words():
     assert in_words(Parts()) == "All parts as trained."
-    assert in_words(Parts.parse("*=0.5")) == "down: 0.5\nmid: 0.5\nup: 0.5\ntext: 0.5"
+    assert in_words(Parts.parse("*=0.5")) == "down: 0.5.\nmid: 0.5.\nup: 0.5.\ntext: 0.5."
     text = in_words(Parts.parse("down=0.5, IN04=1, OUT1*=0, attention=0.8, text=0, columns 0-3=0.5; columns 8-=0"))
     assert text.splitlines() == [
-        "down: IN00-IN03 0.5, IN04 1, IN05-IN11 0.5",
-        "up: OUT00-OUT09 1, OUT10-OUT11 0",
-        "text: 0",
-        "times: self-attention 0.8, cross-attention 0.8",
-        "times: columns 0-3 0.5, columns 8- 0",
+        "down: IN00-IN03 0.5, IN04 1, IN05-IN11 0.5.",
+        "up: OUT00-OUT09 1, OUT10-OUT11 0.",
+        "text: 0.",
+        "times: self-attention 0.8, cross-attention 0.8.",
+        "times: columns 0-3 0.5, columns 8- 0.",
     ]
 
 
