@@ -318,6 +318,8 @@ def test_the_conflict_is_shown_before_fusing(comfy: Comfy) -> None:
     assert difference(*(run.picture for run in (apart, over))) > 0.5 if apart.picture.shape == over.picture.shape else 1
     mixed = conflict_of(comfy, on("left"), on("loras/rotation-lora"), on("svdiff"))
     assert mixed.ok, mixed.error
+    wrong = conflict_of(comfy, on("left"), on("sdxl"))
+    assert not wrong.ok and "sdxl: " in wrong.error and "not in the connected model" in wrong.error
     alone = conflict_of(comfy, on("left"))
     assert not alone.ok and "expected 2 to" in alone.error
 
@@ -453,6 +455,8 @@ def test_a_lora_becomes_an_adapter_again(comfy: Comfy) -> None:
     assert difference(chained(comfy, on("extracted", 1, 1)), run.picture) < ROUNDING
     rotated = comfy.run(extracted_graph("rotation", adapters=["30", 3], **own) | {"30": graph["30"]})
     assert 0.1 < explained(rotated) < 99
+    best = extracted_graph("additive", adapters=["30", 3], **settings("method", rank=8, columns="best:16"))
+    assert explained(comfy.run(best | {"30": graph["30"]})) > 99
     summed = comfy.run(extracted_graph("svdiff", adapters=["30", 3], **settings("method", columns="")) | {
         "30": stack(on("svdiff", 0.4), on("svdiff", 0.3))
     })  # fmt: skip
@@ -475,7 +479,7 @@ def test_a_fine_tune_becomes_an_adapter(comfy: Comfy) -> None:
     assert "12 layers: " in comfy.run(attention).text["20"]
 
 
-def test_a_merge_of_models_counts_as_a_fine_tune(comfy: Comfy) -> None:
+def test_what_is_applied_to_a_fine_tune_counts(comfy: Comfy) -> None:
     own = settings("method", rank=8, columns="")
     graph = extracted_graph("additive", tuned_model=["10", 0], **own)
     kind, inputs = loaders(on("additive"))[0]
@@ -484,6 +488,20 @@ def test_a_merge_of_models_counts_as_a_fine_tune(comfy: Comfy) -> None:
     run = comfy.run(graph)
     assert explained(run) > 99.8
     assert difference(run.picture, chained(comfy, on("additive"))) < ROUNDING
+
+
+def test_a_merge_of_models_counts_as_a_fine_tune(comfy: Comfy, base_picture: np.ndarray) -> None:
+    inputs = {"model1": ["1", 0], "model2": ["9", 0], "ratio": 0.5}
+    models = {"9": checkpoints(CHANGED)["1"], "10": {"class_type": "ModelMergeSimple", "inputs": inputs}}
+    plain = picture_graph(BASE) | models
+    plain["5"]["inputs"]["model"] = ["10", 0]
+    merged = comfy.run(plain).picture
+    own = settings("method", rank=320, columns="")
+    graph = extracted_graph("additive", tuned_model=["10", 0], **own) | models
+    del graph["20"]["inputs"]["clip"]
+    run = comfy.run(graph)
+    assert explained(run) > 90
+    assert difference(run.picture, merged) < difference(base_picture, merged) / 4
 
 
 def test_extracting_needs_one_source_of_change(comfy: Comfy) -> None:
