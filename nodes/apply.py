@@ -199,7 +199,9 @@ def _text(row: _Row, ready: Prepared | None, effort: str, clip: CLIP | None) -> 
     parts = row.use.parts
     still = 0 if parts is None else sum(parts.of(layer, row.source.family) == 0 for layer in row.wanted)
     off = f"{still} of them left alone: their part is 0." if still else ""
-    return "\n".join(filter(None, (row.label + said, off, _left_out(row, clip))))
+    unused = len(row.source.left_out)
+    beside = f"{unused} tensors of the file change no weight, such as those of biases: left out." if unused else ""
+    return "\n".join(filter(None, (row.label + said, off, beside, _left_out(row, clip))))
 
 
 def _left_out(row: _Row, clip: CLIP | None) -> str:
