@@ -1,10 +1,12 @@
-/** The loader node in the open workflow: put there from the panel, and its list of adapters kept up to date. */
+/** Loader nodes in the open workflow: put there from the panel, and their lists of files kept up to date. */
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 
-const LOADER = "SpectralAdapterLoader";
-const WIDGET = "adapter";
+const ADAPTERS = { type: "SpectralAdapterLoader", widget: "adapter" };
+// ComfyUI's own, for files that the panel lists as loras/NAME.
+const LORAS = { type: "LoraLoader", widget: "lora_name" };
+const LORA_FOLDER = "loras/";
 const STRENGTHS = ["strength_model", "strength_clip"];
 // Of the graph's units: around a node, whose title stands above its place; between the places that are tried.
 const MARGIN = 20;
@@ -18,28 +20,35 @@ function* nodesOf(graph) {
   }
 }
 
-/** The loader's choices, from its definition: older ComfyUI puts them in the place of the type. */
-function choicesOf(definition) {
-  const [type, options] = definition.input.required[WIDGET];
+/** A loader's choices, from its definition: older ComfyUI puts them in the place of the type. */
+function choicesOf(definition, name) {
+  const [type, options] = definition.input.required[name];
   return Array.isArray(type) ? type : options.options;
 }
 
 /**
- * Brings the loader's list of adapters up to date, in new nodes and in those of the workflow. Key R would ask for the
+ * Brings a loader's list of files up to date, in new nodes and in those of the workflow. Key R would ask for the
  * definitions of all nodes, and say so.
- * @returns {Promise<string[]>} the adapters
  */
-export async function refreshAdapters() {
-  const response = await api.fetchApi(`/object_info/${LOADER}`, { cache: "no-store" });
-  const definition = (await response.json())[LOADER];
-  await app.registerNodeDef(LOADER, definition);
-  const choices = choicesOf(definition);
+async function refresh({ type, widget: name }) {
+  const response = await api.fetchApi(`/object_info/${type}`, { cache: "no-store" });
+  const definition = (await response.json())[type];
+  await app.registerNodeDef(type, definition);
+  const choices = choicesOf(definition, name);
   for (const node of nodesOf(app.rootGraph ?? app.graph)) {
-    if (node.type !== LOADER) continue;
-    const widget = node.widgets?.find((each) => each.name === WIDGET);
+    if (node.type !== type) continue;
+    const widget = node.widgets?.find((each) => each.name === name);
     if (widget) widget.options.values = choices;
   }
   return choices;
+}
+
+/**
+ * Brings the list of adapters up to date.
+ * @returns {Promise<string[]>} the adapters
+ */
+export function refreshAdapters() {
+  return refresh(ADAPTERS);
 }
 
 /** The part of the canvas that no side panel covers, in the graph's coordinates. */
@@ -77,21 +86,28 @@ function setWidget(node, name, value) {
   widget.callback?.(value);
 }
 
+/** The loader that has a file in its list, and the name there. An adapter may lie in a folder named loras, too. */
+async function loaderOf(file) {
+  const names = [[ADAPTERS, file]];
+  if (file.startsWith(LORA_FOLDER)) names.push([LORAS, file.slice(LORA_FOLDER.length)]);
+  for (const [loader, name] of names) if ((await refresh(loader)).includes(name)) return { loader, name };
+  throw new Error(`The file ${file} is not in the loader's list.`);
+}
+
 /**
- * Adds a loader with the adapter chosen: connected to nothing, selected, in view.
- * @param {string} adapter its name in the loader's list
+ * Adds a loader with the file chosen: connected to nothing, selected, in view.
+ * @param {string} adapter its name in the loader's list, or loras/NAME
  * @param {number} [strength] of the model and the text encoder
  */
 export async function addLoader(adapter, strength = 1) {
-  const known = await refreshAdapters();
-  if (!known.includes(adapter)) throw new Error(`The adapter ${adapter} is not in the loader's list.`);
+  const { loader, name } = await loaderOf(adapter);
   const canvas = app.canvas;
-  const node = window.LiteGraph.createNode(LOADER);
+  const node = window.LiteGraph.createNode(loader.type);
   node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
   node.pos = place(canvas, node.size);
   canvas.graph.add(node);
-  setWidget(node, WIDGET, adapter);
-  for (const name of STRENGTHS) setWidget(node, name, strength);
+  setWidget(node, loader.widget, name);
+  for (const each of STRENGTHS) setWidget(node, each, strength);
   canvas.deselectAll();
   canvas.select(node);
   canvas.setDirty(true, true);

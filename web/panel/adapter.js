@@ -75,16 +75,15 @@ class AdapterPage {
     const heading = h("h2", null, t("edit.heading"));
     const form = editable ? h("section", { class: "card stack" }, heading, this.edit.root) : null;
     const columns = h("div", { class: "job-columns halves" }, about, form);
-    clear(this.body, this.#actions(info), columns, this.#spectrum(info), this.#elsewhere(info), this.#metadata());
+    clear(this.body, this.#actions(), columns, this.#spectrum(info), this.#elsewhere(info), this.#metadata());
     this.#fill(info);
   }
 
-  #actions(info) {
+  #actions() {
     const { ctx, t } = this;
     const mix = () => ctx.go("adapters", { chosen: JSON.stringify([this.name]) });
     const use = () => useAdapter(ctx, this.name);
-    const inGraph = ctx.host.useInGraph && !isOther(info);
-    const first = inGraph
+    const first = ctx.host.useInGraph
       ? button({ label: t("done.use"), icon: "plus", kind: "primary", onClick: use, test: "use-in-graph" })
       : button({ label: t("done.copyName"), icon: "copy", onClick: () => copyText(ctx, this.name), test: "copy-name" });
     const mixed = button({ label: t("adapters.mixWith"), icon: "mix", onClick: mix, test: "adapter-mix" });

@@ -1,7 +1,6 @@
 /** Making one file of several: how, under which name, and what came of it. */
 
 import { act, copyText } from "./act.js";
-import { isOther } from "./adapters.js";
 import { ApiError } from "./api.js";
 import { plainName } from "./catalogue.js";
 import { busy, button, combo, field, note, textInput } from "./controls.js";
@@ -161,7 +160,7 @@ async function offer(ctx, { name, path }, onward) {
       const open = () => ctx.go("adapter", { name: listed.name });
       rest.unshift(button({ label: t("fuse.open"), icon: "file", onClick: open, test: "fuse-open" }));
     }
-    if (listed && !isOther(listed) && ctx.host.useInGraph) {
+    if (listed && ctx.host.useInGraph) {
       const use = () => useAdapter(ctx, listed.name);
       rest.unshift(button({ label: t("done.use"), icon: "plus", kind: "primary", onClick: use, test: "fuse-use" }));
     }
