@@ -112,7 +112,8 @@ class Columns:
                 chosen = self.indices
         if not chosen or chosen[-1] >= k:
             raise SettingError(
-                f"columns {self.text!r} do not fit a layer with {k} singular values ; choose lower columns"
+                f"columns {self.text!r} do not fit a layer with {k} singular values; choose lower columns, or leave "
+                "such layers out of the targets"
             )
         return tuple(chosen)
 
