@@ -14,7 +14,7 @@ from ..spectral.conflict import conflict
 from ..trainer import conflict_plot
 from . import work
 from .adapters import Use
-from .mixing import mixture
+from .mixing import mixture, present, refuse_another_model
 from .prepare import connected
 
 
@@ -29,8 +29,10 @@ class Compared:
 
 def compared(uses: Sequence[Use], model: ModelPatcher, clip: CLIP | None) -> Compared:
     """Measured in the model's whole basis. Raises SettingError (fewer than two), WrongBaseError, the interrupt."""
-    mixed = mixture(uses, clip is not None)
-    weights = connected(model, clip).weights({layer for source in mixed.sources for layer in source.shapes})
+    mixed, onto = mixture(uses, clip is not None), connected(model, clip)
+    refuse_another_model(mixed, onto)
+    mixed = present(mixed, onto)
+    weights = onto.weights({layer for source in mixed.sources for layer in source.shapes})
     with work.interruptible():
         found = conflict(mixed.sources, weights, cache=BasisCache(), progress=work.progress(), cancelled=work.cancelled)
     text = "\n".join([found.text, *mixed.notes])

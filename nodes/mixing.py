@@ -56,9 +56,10 @@ def mixture(uses: Sequence[Use], with_clip: bool, mode: FusionMode = "sum") -> M
             made.append(one)
             kept.append(replace(use, name=name))
     if not made:
+        found = f"{len(uses)} adapter{'s' * (len(uses) > 1)} ({' '.join(notes)})" if uses else "no adapter at all"
         raise SettingError(
-            f"found nothing to work on in {len(uses)} adapter{'s' * (len(uses) > 1)} ({' '.join(notes)}); expected at "
-            "least one that is on, has a strength other than 0 and layers of the connected model."
+            f"found nothing to work on: {found}; expected at least one that is on, has a strength other than 0 and "
+            "layers of the connected model."
         )
     return Mixture(tuple(made), tuple(kept), tuple(notes))
 
@@ -75,8 +76,20 @@ def refuse_another_model(mixed: Mixture, onto: Connected) -> None:
             raise WrongBaseError(
                 f"{source.name}: {len(missing)} of its {len(names)} layers are not in the connected model "
                 f"({onto.name}), such as {missing[0]!r}; expected all. Connect the kind of model it was made for, "
-                "leave it out, or set on_mismatch to force for the layers that are there."
+                "or leave it out."
             )
+
+
+def present(mixed: Mixture, onto: Connected) -> Mixture:
+    """Without the layers of LoRA files that the connected model lacks, or that ComfyUI itself leaves out."""
+    made, notes = [], list(mixed.notes)
+    for one in mixed.ingredients:
+        source = copy.copy(one.source)
+        source.shapes = {layer: shape for layer, shape in source.shapes.items() if layer in onto.targets}
+        if lost := len(one.source.shapes) - len(source.shapes):
+            notes.append(f"{source.name}: {lost} of {len(one.source.shapes)} layers are not in the connected model.")
+        made.append(replace(one, source=source))
+    return Mixture(tuple(made), mixed.uses, tuple(notes))
 
 
 def _ingredient(use: Use, name: str, with_clip: bool, mode: FusionMode) -> tuple[Ingredient | None, str]:

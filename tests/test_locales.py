@@ -56,7 +56,7 @@ def test_every_english_text_has_a_french_one(name):
 
 @pytest.mark.parametrize("language", ["en", "fr"])
 def test_comfyui_can_read_the_words_of_nodes(language):
-    """Its page takes @ for a reference to another text, | for plural forms and {} for gaps, and fails where it is none."""
+    """Its page takes @ for a reference to another text, | for plural forms, {} for gaps, and fails where it is none."""
     assert not [key for key, text in texts(language, "nodeDefs.json").items() if set(text) & set("@|{}")]
 
 
