@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from chromium import sync_api
 from comfy_driver import Comfy
 
-PATIENCE = 120_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 READY = "() => window.app?.canvas && app.extensionManager && !document.querySelector('#splash-loader')"
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
 RENDERERS = {"classic": False, "nodes-2": True}

@@ -4,6 +4,7 @@ import { app } from "../../../scripts/app.js";
 import { on } from "../panel/dom.js";
 
 const HANDS = { pointerdown: "processMouseDown", pointermove: "processMouseMove", pointerup: "processMouseUp" };
+const MEASURED = 80; // milliseconds
 const MIDDLE = 1;
 const MIDDLE_HELD = 4;
 
@@ -28,6 +29,47 @@ export function forwardToCanvas(root) {
     event.stopPropagation();
     app.canvas.processMouseWheel(event);
   }, { passive: false });
+}
+
+let pending = 0;
+
+function finish() {
+  clearTimeout(pending);
+  pending = 0;
+  app.canvas.emitAfterChange();
+}
+
+/**
+ * Begins a change that is one step of undo. It ends by itself a moment later, with the size that Nodes 2.0 measures after
+ * drawing; else that would be a step of its own.
+ */
+export function step() {
+  if (pending) finish();
+  app.canvas.emitBeforeChange();
+  pending = setTimeout(finish, MEASURED);
+}
+
+// The elements of widgets that have gone, by node and widget.
+const gone = new Map();
+
+/**
+ * Older Nodes 2.0 keep showing a widget's element when undo has put another one into its place. Call it for each new
+ * element, and what it gives when the widget goes.
+ * @param {LGraphNode} node
+ * @param {string} name of the widget
+ * @param {HTMLElement} root
+ * @returns {() => void}
+ */
+export function takePlace(node, name, root) {
+  const key = () => `${node.id}/${name}`;
+  const swap = () => {
+    const before = gone.get(key());
+    gone.delete(key());
+    if (!root.isConnected && before?.isConnected) before.replaceWith(root);
+  };
+  // After the node has its number and the page has drawn it.
+  requestAnimationFrame(() => requestAnimationFrame(swap));
+  return () => gone.set(key(), root);
 }
 
 /**

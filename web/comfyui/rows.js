@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { openInfo } from "./file_info.js";
-import { forwardToCanvas, settle } from "./node_widget.js";
+import { forwardToCanvas, settle, step, takePlace } from "./node_widget.js";
 import { openPicker } from "./picker.js";
 import { readRows, writeRows } from "./rows_data.js";
 import { RowsView } from "./rows_view.js";
@@ -62,7 +62,9 @@ export function rowsWidget(node, name, [, options]) {
   const widget = node.addDOMWidget(name, "SPECTRAL_ADAPTER_ROWS", root, {
     getValue: () => value,
     setValue: (next) => {
-      value = typeof next === "string" ? next : JSON.stringify(next ?? []);
+      const text = typeof next === "string" ? next : JSON.stringify(next ?? []);
+      if (text === value) return; // Nodes 2.0 hands back what it was given; drawn anew, the focus would be lost
+      value = text;
       view?.set(readRows(value));
       settle(node, height());
     },
@@ -70,13 +72,13 @@ export function rowsWidget(node, name, [, options]) {
     getMaxHeight: height,
   });
   const changed = () => {
-    app.canvas.emitBeforeChange();
+    step();
     value = writeRows(view.rows);
     widget.callback?.(value);
     settle(node, height());
-    app.canvas.emitAfterChange(); // what undo goes back to
   };
   forwardToCanvas(root);
+  const leave = takePlace(node, name, root);
   strings().then((t) => {
     view = new RowsView(t, {
       changed,
@@ -91,6 +93,7 @@ export function rowsWidget(node, name, [, options]) {
   const onRemove = widget.onRemove?.bind(widget);
   widget.onRemove = () => {
     onRemove?.();
+    leave();
     views.delete(view);
     view?.destroy();
   };

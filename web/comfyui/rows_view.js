@@ -1,6 +1,6 @@
 /** The rows of a stack as they stand on the node: what is drawn and what one can do. It knows nothing of ComfyUI. */
 
-import { clear, h, keyed, setText } from "../panel/dom.js";
+import { h, keyed, setText } from "../panel/dom.js";
 import { Reorder } from "../panel/reorder.js";
 import { RowView } from "./row_view.js";
 import { row } from "./rows_data.js";
@@ -106,6 +106,5 @@ export class RowsView {
 
   destroy() {
     this.reorder.destroy();
-    clear(this.root);
   }
 }
