@@ -1,6 +1,5 @@
 """Extraction: closed forms, the energy that is held, round trips through LoRA files, checkpoints minus their base."""
 
-import itertools
 import shutil
 
 import pytest
@@ -116,20 +115,19 @@ def test_rotations_are_the_best_of_all_rotations():
     basis = sa.decompose(weight, 2)
     wanted = torch.diag(basis.s.double()) + fit.core(basis, change)
 
-    def missed(r_u, r_v):
-        return float((wanted - (r_u * basis.s.double()) @ r_v.T).square().sum())
+    sigma = basis.s.double()
 
-    def turn(angle):
-        c, s = torch.cos(angle), torch.sin(angle)
-        return torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
+    def missed(r_u, r_v):
+        return (wanted - (r_u * sigma) @ r_v.mT).square().sum((-2, -1))
 
     angles = torch.linspace(-torch.pi, torch.pi, 181, dtype=torch.float64)
-    turns = [turn(angle) for angle in angles]
-    best = min(missed(a, b) for a, b in itertools.product(turns, turns))
+    cos, sin = angles.cos(), angles.sin()
+    turns = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
+    best = float(missed(turns[:, None], turns[None]).min())
     found = fit.nearest_rotations(basis, change)
     for r in found:
         assert torch.linalg.det(r) > 0
-    assert best - 1e-2 <= missed(*found) <= best + 1e-9
+    assert best - 1e-2 <= float(missed(*found)) <= best + 1e-9
 
 
 @pytest.mark.parametrize("mirror", ["neither", "one", "both"])
