@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from .adapter import LayerMatch, MatchReport, OnMismatch, check_layers
+from .adapter import MatchReport, OnMismatch, check_layers
 from .basis import Progress, WeightSource
 from .cache import BasisCache
 from .change import Change, Thin
@@ -35,17 +35,29 @@ HELD = 2 << 30  # bytes of changes of full rank that are kept; an svdiff adapter
 
 @dataclass
 class _Held:
-    """An adapter that is set. changes: those at strength 1 that are kept; the others are computed when needed."""
+    """An adapter that is set.
+
+    changes: those at strength 1 that are kept; the others are computed when needed. room: bytes left for dense ones.
+    """
 
     source: Source
     strength: float
     weights: dict[str, nn.Parameter]
     changes: dict[str, Change]
-    report: MatchReport | None
+    report: MatchReport | None = None
+    room: int = 0
 
     @property
     def dense_bytes(self) -> int:
-        return sum(c.nbytes for c in self.changes.values() if isinstance(c, Tensor) and c.ndim > 1)
+        return sum(_bytes(change) for change in self.changes.values())
+
+    def keep(self, layer: str, change: Change) -> None:
+        """Keep a change, unless it is dense and there is no room left for it."""
+        if isinstance(change, tuple) and _better_dense(change, self.room):
+            change = change[0] @ change[1]
+        if _bytes(change) <= self.room:
+            self.room -= _bytes(change)
+            self.changes[layer] = change
 
 
 class Live:
@@ -88,7 +100,7 @@ class Live:
         _check_strength(name, strength)
         source = source if isinstance(source, Source) else open_source(source)
         weights = module_weights(source, self.module, self.prefix)
-        made = _Held(source, strength, weights, {}, None)
+        made = _Held(source, strength, weights, {})
         self._prepare(made, name, on_mismatch, progress, cancelled)
         before = self._held.get(name)
         self._held[name] = made
@@ -136,33 +148,26 @@ class Live:
     ) -> None:
         """Check the adapter against the untouched weights, and keep its changes as far as there is room."""
         originals = {layer: self._original(layer, weight) for layer, weight in made.weights.items()}
-        room = self._room - sum(one.dense_bytes for other, one in self._held.items() if other != name)
+        made.room = self._room - sum(one.dense_bytes for other, one in self._held.items() if other != name)
+        asked = {"on_mismatch": on_mismatch, "cache": self._cache, "cancelled": cancelled}
         if isinstance(made.source, AdapterSource):
             adapter = made.source.adapter
-
-            def note(layer: str, match: LayerMatch) -> None:
-                nonlocal room
-                room = _keep(made, layer, adapter.change(layer, match), room)
-
             made.report = check_layers(
                 adapter,
                 originals,
-                on_mismatch=on_mismatch,
-                cache=self._cache,
                 progress=progress,
-                cancelled=cancelled,
-                on_match=note,
+                on_match=lambda layer, match: made.keep(layer, adapter.change(layer, match)),
                 spot_checks=_SPOT_CHECKS,
+                **asked,
             )
             fitting = (*made.report.layers, *made.report.gains)
             made.weights = {layer: made.weights[layer] for layer in fitting}
             return
-        check = {"on_mismatch": on_mismatch, "cache": self._cache, "cancelled": cancelled}
-        made.report = made.source.check(originals, **check)
+        made.report = made.source.check(originals, **asked)
         for done, layer in enumerate(originals, 1):
             if cancelled is not None and cancelled():
                 raise Cancelled("putting the adapter on was cancelled; the module is unchanged")
-            room = _keep(made, layer, self._computed(made.source, layer, originals[layer]), room)
+            made.keep(layer, self._computed(made.source, layer, originals[layer]))
             if progress is not None:
                 progress(done, len(originals), layer)
 
@@ -202,16 +207,9 @@ class Live:
             del self._originals[layer]
 
 
-def _keep(made: _Held, layer: str, change: Change, room: int) -> int:
-    """Keep a change, unless it is dense and there is no room left; the room that remains."""
-    if isinstance(change, tuple) and _better_dense(change, room):
-        change = change[0] @ change[1]
-    if isinstance(change, Tensor) and change.ndim > 1:
-        if change.nbytes > room:
-            return room
-        room -= change.nbytes
-    made.changes[layer] = change
-    return room
+def _bytes(change: Change) -> int:
+    """What a change of full rank takes; thin ones and those of gains do not count."""
+    return change.numel() * change.element_size() if isinstance(change, Tensor) and change.ndim > 1 else 0
 
 
 def _better_dense(change: Thin, room: int) -> bool:
