@@ -56,8 +56,9 @@ class LoraFile(Source):
         keys, left_out = _read_keys(file)
         places = {(found.space, found.path) for found in keys.values()}
         names, self._family = layer_names(places, text_width(keys, file.shapes), file.metadata)
-        if "spectral.export" in file.metadata:  # our own, whose names are the base's
-            names = {place: _as_spelled(key) for key, place in ((k, (f.space, f.path)) for k, f in keys.items())}
+        if "spectral.export" in file.metadata:  # our own: its names are the base's, whatever other family has them too
+            names = {(found.space, found.path): key.partition(".")[0] for key, found in keys.items()}
+            self._family = None
         self._layers, biases = _layers(file, keys, names)
         self._alphas = _declared_alphas(file, keys, names)
         self.left_out = (*left_out, *biases)
@@ -179,10 +180,6 @@ class LoraFile(Source):
 def is_lora(shapes: Mapping[str, object]) -> bool:
     """Whether a file with tensors of these names is of the LoRA family, or nearly."""
     return any((found := read_key(key)) is not None and found.part not in ("alpha", *_BIASES) for key in shapes)
-
-
-def _as_spelled(key: str) -> str:
-    return key.partition(".")[0]
 
 
 def _read_keys(file: TensorFile) -> tuple[dict[str, Key], tuple[str, ...]]:
