@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { CurveView } from "./curve_view.js";
-import { forwardToCanvas } from "./node_widget.js";
+import { forwardToCanvas, takePlace } from "./node_widget.js";
 import { strings } from "./strings.js";
 import { addStyle } from "./style.js";
 
@@ -67,6 +67,7 @@ export function addCurve(node) {
   let view = null;
   watch(node, widgets, () => view?.draw());
   forwardToCanvas(root);
+  const leave = takePlace(node, "curve", root);
   strings().then((t) => {
     view = new CurveView(t, {
       get: () => read(widgets),
@@ -80,6 +81,7 @@ export function addCurve(node) {
   const onRemove = widget.onRemove?.bind(widget);
   widget.onRemove = () => {
     onRemove?.();
+    leave();
     view?.destroy();
   };
   node.setSize([Math.max(WIDTH, node.size[0]), Math.max(node.computeSize()[1], node.size[1])]);
