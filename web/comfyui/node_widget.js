@@ -40,8 +40,8 @@ function finish() {
 }
 
 /**
- * Begins a change that is one step of undo. It ends by itself a moment later, with the size that Nodes 2.0 measures after
- * drawing; else that would be a step of its own.
+ * Begins a change that is one step of undo. It ends by itself a moment later, with the size that Nodes 2.0 measures
+ * after drawing; else that would be a step of its own.
  */
 export function step() {
   if (pending) finish();
