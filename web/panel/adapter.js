@@ -155,7 +155,7 @@ class AdapterPage {
     const folder = `${plainName(this.name).replace(/^-/, "./-")}-hub`;
     const publish = command("publish", quoted(info.path ?? this.name), quoted(folder));
     const about = h("p", { class: "muted" }, t("adapter.publishAbout"));
-    const keep = (job) => ctx.stay({ name: this.name, job });
+    const keep = (job) => this.gone || ctx.stay({ name: this.name, job });
     this.export = isOther(info) ? null : new AdapterExport(ctx, { name: this.name, info, job: this.job, keep });
     const parts = [
       this.export ? part(t("export.title"), this.export.root) : null,

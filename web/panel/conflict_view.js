@@ -10,6 +10,8 @@ import { formats } from "./format.js";
 import { columnText, HeatMap } from "./heat_map.js";
 import { named } from "./swatches.js";
 
+const PAIR = ["pair", "columns", "layers", "overlap", "cosine", "interference"];
+
 /** The picture and its words, hidden until there is something to show. */
 export class ConflictView {
   /** @param {import("./panel.js").Ctx} ctx */
@@ -90,27 +92,28 @@ export class ConflictView {
 
   #drawPairs() {
     const { t, conflict } = this;
-    const heads = ["pair", "columns", "layers", "overlap", "cosine", "interference"];
-    const head = h("tr", null, heads.map((name) => h("th", { scope: "col" }, t(`conflict.${name}`))));
-    const rows = conflict.pairs.map((pair) => {
-      const { a, b, interference, overlap, shared, shared_layers: layers } = pair;
-      const onto = [[a, b, 0], [b, a, 1]].map(([from, to, i]) =>
-        h("div", null, t("conflict.onto", {
-          a: this.names[from], b: this.names[to], share: this.#percent(interference[i]),
-        })),
-      );
-      return h(
-        "tr",
-        { "data-test": "conflict-pair", class: clashes(pair) ? "clash" : "" },
-        h("th", { scope: "row" }, named(a, this.names[a]), " ", named(b, this.names[b])),
-        h("td", null, spansText(shared, this.formats) || "–"),
-        h("td", null, this.formats.count(layers)),
-        h("td", null, this.#percent(overlap)),
-        h("td", null, pair.cosine === null ? "?" : this.formats.number(pair.cosine, 2)),
-        h("td", null, onto),
-      );
-    });
-    clear(this.pairs, h("table", { class: "settings" }, h("thead", null, head), h("tbody", null, rows)));
+    const heads = PAIR.map((name) => h("th", { scope: "col" }, t(`conflict.${name}`)));
+    const rows = conflict.pairs.map((pair) => this.#pairRow(pair));
+    const head = h("thead", null, h("tr", null, heads));
+    clear(this.pairs, h("table", { class: "settings pairs-table" }, head, h("tbody", null, rows)));
+  }
+
+  #pairRow(pair) {
+    const { t, names } = this;
+    const { a, b, interference, overlap, cosine, shared, shared_layers: layers } = pair;
+    const onto = (from, to, share) =>
+      h("div", null, t("conflict.onto", { a: names[from], b: names[to], share: this.#percent(share) }));
+    const values = [
+      spansText(shared, this.formats) || "–",
+      overlap === null ? "?" : this.formats.count(layers),
+      this.#percent(overlap),
+      cosine === null ? "?" : this.formats.number(cosine, 2),
+      h("div", null, onto(a, b, interference[0]), onto(b, a, interference[1])),
+    ];
+    // The labels stand before the values where there is no room for columns.
+    const cells = values.map((value, i) => h("td", { "data-label": t(`conflict.${PAIR[i + 1]}`) }, value));
+    const name = h("th", { scope: "row" }, named(a, names[a]), " ", named(b, names[b]));
+    return h("tr", { "data-test": "conflict-pair", class: clashes(pair) ? "clash" : "" }, name, cells);
   }
 
   /** Every layer, for those who do not see the map. */
@@ -127,7 +130,7 @@ export class ConflictView {
       return h("tr", null, h("th", { scope: "row" }, layer.name), own, h("td", null, shared || "–"));
     });
     const body = h("tbody", null, rows);
-    clear(this.table, h("table", { class: "settings" }, h("thead", null, h("tr", null, head)), body));
+    clear(this.table, h("table", { class: "settings wide-table" }, h("thead", null, h("tr", null, head)), body));
   }
 
   destroy() {
