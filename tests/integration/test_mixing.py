@@ -174,6 +174,19 @@ def test_any_adapters_fuse_to_their_sum(rows: tuple[Row, ...], comfy: Comfy, bas
     assert verified_error(run) < 1e-3
 
 
+def test_parts_are_fused_as_they_are_applied(comfy: Comfy, base_picture: np.ndarray) -> None:
+    rows = json.loads(stack(on("left"), on("loras/rotation-lora"))["inputs"]["rows"])
+    rows[0] |= {"parts": "mid=0.3, columns 0-1=0.5"}
+    rows[1] |= {"parts": "self-attention=0"}
+    graph = fusion_graph((on("left"),))
+    graph["30"]["inputs"]["rows"] = json.dumps(rows)
+    run = comfy.run(graph)
+    assert run.ok, run.error
+    applied = picture_graph(BASE, ("SpectralAdapterStack", graph["30"]["inputs"]))
+    assert difference(run.picture, comfy.run(applied).picture) < ROUNDING
+    assert difference(run.picture, chained_rows(comfy, on("left"), on("loras/rotation-lora"))) > ROUNDING
+
+
 def test_inputs_grow_and_may_have_gaps(comfy: Comfy) -> None:
     graph = fusion_graph((on("left"),), (on("right"), on("rotation", 0.5)), (on("svdiff", 0.3),))
     graph["20"]["inputs"]["adapters.adapter_7"] = graph["20"]["inputs"].pop("adapters.adapter_1")

@@ -1,26 +1,20 @@
 """The mixing nodes and the example workflows in ComfyUI's page, on the classic canvas and in Nodes 2.0."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sample_adapters
+from chromium import launched, needs_chromium, sync_api
 from comfy_driver import PACK, Comfy
+from page import RENDERERS, opened
 from safetensors.torch import load_file
 
 import spectral_adapters as sa
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = needs_chromium
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
-
-PATIENCE = 240_000  # milliseconds
-FLAGS = ["--no-sandbox", "--disable-gpu"]
-READY = "() => window.app?.canvas && app.extensionManager && !document.querySelector('#splash-loader')"
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.ShowMissingModelsWarning": False}
 BASE = "small.safetensors"
 COLUMNS = {"cat": "top:4@0", "dog": "top:4@2", "watercolor": "top:4@8"}
 WORKFLOWS = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
@@ -41,40 +35,23 @@ def comfy(
         made = sample_adapters.make(sa.method("additive", columns=columns), weights, "portable")
         sa.save(made, models / "spectral_adapters" / f"{name}.safetensors", base_name="small", trigger_words=(name,))
     with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
-        for name, value in SETTINGS.items():
-            set_up(server, name, value)
         yield server
 
 
-def set_up(comfy: Comfy, name: str, value: object) -> None:
-    """One of the page's settings, before it is opened."""
-    assert comfy.call(f"/settings/{name}", json.dumps(value).encode(), {"Content-Type": "application/json"})[0] == 200
-
-
 @pytest.fixture(scope="module")
-def browser() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+def browser() -> Iterator[sync_api.Browser]:
+    with launched() as chromium:
         yield chromium
-        chromium.close()
 
 
-@pytest.fixture(params=[False, True], ids=["classic", "nodes-2"])
-def page(request: pytest.FixtureRequest, browser: "sync_api.Browser", comfy: Comfy) -> Iterator["sync_api.Page"]:
-    """ComfyUI's page in one of its renderers. No error may come from this pack's own scripts."""
-    set_up(comfy, "Comfy.VueNodes.Enabled", request.param)
-    context = browser.new_context(viewport={"width": 1800, "height": 1000}, locale="en-US")
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: "spectral" in (error.stack or "") and faults.append(error.stack))
-    page.on("console", lambda said: is_warning(said.type, said.text) and faults.append(said.text))
-    page.goto(f"http://127.0.0.1:{comfy.port}")
-    page.wait_for_function(READY)
-    yield page
-    context.close()
-    set_up(comfy, "Comfy.VueNodes.Enabled", False)
-    assert not faults
+@pytest.fixture(params=RENDERERS)
+def page(request: pytest.FixtureRequest, browser: sync_api.Browser, comfy: Comfy) -> Iterator[sync_api.Page]:
+    """ComfyUI's page in one of its renderers, which may not warn of anything that is ours."""
+    with opened(browser, comfy, request.param) as page:
+        faults: list[str] = []
+        page.on("console", lambda said: is_warning(said.type, said.text) and faults.append(said.text))
+        yield page
+        assert not faults
 
 
 def is_warning(kind: str, text: str) -> bool:
@@ -83,13 +60,13 @@ def is_warning(kind: str, text: str) -> bool:
     return kind in ("warning", "error") and "deprecated" not in text and any(w in text.lower() for w in words)
 
 
-def load(page: "sync_api.Page", workflow: dict) -> None:
+def load(page: sync_api.Page, workflow: dict) -> None:
     page.evaluate("(data) => app.loadGraphData(data)", workflow)
     page.wait_for_function("(count) => app.graph.nodes.length === count", arg=len(workflow["nodes"]))
     page.wait_for_timeout(1500)  # what a widget or a warning needs to show
 
 
-def prompt_of(page: "sync_api.Page") -> dict:
+def prompt_of(page: sync_api.Page) -> dict:
     return page.evaluate("async () => (await app.graphToPrompt()).output")
 
 
@@ -98,7 +75,7 @@ def example(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_an_example_loads_without_a_warning_and_keeps_its_links_and_values(name: str, page: "sync_api.Page") -> None:
+def test_an_example_loads_without_a_warning_and_keeps_its_links_and_values(name: str, page: sync_api.Page) -> None:
     workflow = example(name)
     load(page, workflow)
     assert page.locator(".p-toast-message").all_text_contents() == []
@@ -125,7 +102,7 @@ def test_an_example_loads_without_a_warning_and_keeps_its_links_and_values(name:
         }
 
 
-def fusion_of(page: "sync_api.Page", strength: float = 1.0) -> None:
+def fusion_of(page: sync_api.Page, strength: float = 1.0) -> None:
     """The fusion example on the test's checkpoint, without sampling."""
     workflow = example("fuse_adapters")
     for node in workflow["nodes"]:
@@ -144,7 +121,7 @@ def fusion_of(page: "sync_api.Page", strength: float = 1.0) -> None:
     )
 
 
-def run(page: "sync_api.Page") -> None:
+def run(page: sync_api.Page) -> None:
     page.evaluate(
         """() => {
             window.ended = null;
@@ -160,7 +137,7 @@ def run(page: "sync_api.Page") -> None:
     assert page.evaluate("() => window.ended") == ["execution_success", ""]
 
 
-def test_the_conflict_and_the_fusion_show_themselves(page: "sync_api.Page", comfy: Comfy) -> None:
+def test_the_conflict_and_the_fusion_show_themselves(page: sync_api.Page, comfy: Comfy) -> None:
     before = len(list((comfy.base / "output").rglob("cat_and_dog*.safetensors")))
     fusion_of(page, strength=1 - before / 100)  # of a node that comes from the cache, nothing is shown
     run(page)
@@ -176,7 +153,7 @@ def test_the_conflict_and_the_fusion_show_themselves(page: "sync_api.Page", comf
     assert "Verified" in shown["SpectralAdapterFusion"]["text"]
     assert "Wrote output/" in shown["SpectralAdapterSave"]["text"]
     toast = page.locator(".p-toast-message", has_text="cat_and_dog")
-    sync_api.expect(toast).to_be_visible(timeout=PATIENCE)
+    sync_api.expect(toast).to_be_visible()
     files = list((comfy.base / "output").rglob("cat_and_dog*.safetensors"))
     listed = page.evaluate(
         """async () => {
@@ -189,7 +166,7 @@ def test_the_conflict_and_the_fusion_show_themselves(page: "sync_api.Page", comf
     assert own <= set(listed) and len(files) == before + 1
 
 
-def test_an_input_appears_when_one_is_taken_and_goes_when_it_is_freed(page: "sync_api.Page") -> None:
+def test_an_input_appears_when_one_is_taken_and_goes_when_it_is_freed(page: sync_api.Page) -> None:
     fusion_of(page)
     sockets = """() => app.graph.nodes.find((node) => node.type === "SpectralAdapterFusion")
         .inputs.filter((input) => input.name.startsWith("adapters."))
@@ -213,7 +190,7 @@ def test_an_input_appears_when_one_is_taken_and_goes_when_it_is_freed(page: "syn
     page.wait_for_function(f"() => ({sockets})().length === 2")
 
 
-def test_a_choice_brings_its_own_settings(page: "sync_api.Page") -> None:
+def test_a_choice_brings_its_own_settings(page: sync_api.Page) -> None:
     fusion_of(page)
     choose = """([type, name, value]) => {
         const widget = app.graph.nodes.find((node) => node.type === type).widgets.find((each) => each.name === name);
