@@ -69,11 +69,15 @@ export class FusePart {
    * @param {Object[]} infos of the files, in their order
    * @param {string} missing what has to be chosen before, or ""
    */
-  async show(infos, missing) {
+  show(infos, missing) {
     this.lack = missing;
     this.mode = this.modes.fit(infos);
     this.changed();
-    if (this.files.length) return;
+    if (!this.files.length) this.#list();
+  }
+
+  /** Asks which names are taken. */
+  async #list() {
     try {
       this.files = await this.ctx.catalogue.list();
       this.changed();
@@ -130,8 +134,8 @@ export class FusePart {
     if (stamp === this.stamp) return;
     this.stamp = stamp;
     if (job?.status !== "finished") return;
-    this.files = [];
     clear(this.result, fusedResult(this.ctx, job));
+    this.#list();
   }
 }
 
