@@ -15,6 +15,7 @@ import spectral_adapters as sa
 
 pytestmark = needs_chromium
 
+SETTLED = 500  # milliseconds after which the page has dealt with a new link; it does so a frame later
 BASE = "small.safetensors"
 COLUMNS = {"cat": "top:4@0", "dog": "top:4@2", "watercolor": "top:4@8"}
 WORKFLOWS = sorted(path.stem for path in (PACK / "example_workflows").glob("*.json"))
@@ -180,6 +181,7 @@ def test_an_input_appears_when_one_is_taken_and_goes_when_it_is_freed(page: sync
         }"""
     )
     page.wait_for_function(f"() => ({sockets})().length === 3")
+    page.wait_for_timeout(SETTLED)
     assert prompt_of(page)["20"]["inputs"]["adapters.adapter_1"] == ["30", 3]
     page.evaluate(
         """() => {
@@ -199,7 +201,7 @@ def test_a_choice_brings_its_own_settings(page: sync_api.Page) -> None:
     }"""
     page.evaluate(choose, ["SpectralAdapterFusion", "mode", "gradient"])
     page.evaluate(choose, ["SpectralAdapterSave", "format", "LoRA"])
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(SETTLED)
     prompt = prompt_of(page)
     assert prompt["20"]["inputs"].items() >= {"mode": "gradient", "mode.steps": 8, "mode.size": 256}.items()
     assert prompt["50"]["inputs"].items() >= {"format": "LoRA", "format.rank": 0, "format.energy": 1}.items()
