@@ -7,8 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from . import inputs
 from .adapters import ADAPTERS, Use
-from .gathering import ADVANCED, adapters_input, gathered
+from .gathering import adapters_input, gathered
 
 _MODES = (
     "sum: every adapter's change of the weights at its full strength. mean: the same, divided by how many there are. "
@@ -47,20 +48,13 @@ class SpectralAdapterFusion(io.ComfyNode):
                     options=[*(io.DynamicCombo.Option(mode, []) for mode in _PLAIN), _gradient()],
                     tooltip=_MODES,
                 ),
-                io.Combo.Input(
-                    "on_mismatch",
-                    options=["refuse", "force"],
-                    default="refuse",
-                    tooltip="What to do with an adapter that does not belong to this model: refuse stops with the "
-                    "reason; force fuses the layers that fit.",
-                    extra_dict=ADVANCED,
-                ),
+                inputs.on_mismatch("force fuses the layers that fit"),
                 io.Boolean.Input(
                     "verify",
                     default=True,
                     tooltip="Compute every layer a second way, in double precision, and report the largest error. "
                     "Takes about as long as fusing.",
-                    extra_dict=ADVANCED,
+                    extra_dict=inputs.ADVANCED,
                 ),
             ],
             outputs=[

@@ -10,8 +10,6 @@ from .adapters import ADAPTERS, Use
 
 MOST = 20  # sockets; one socket may bring several adapters
 _NAME = "adapter_"
-# As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-ADVANCED = {"advanced": True}
 
 
 def adapters_input(tooltip: str) -> io.Autogrow.Input:

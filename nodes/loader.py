@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from . import folder
+from . import folder, inputs
 from .adapters import ADAPTERS, PARTS, Held, Use, short_name
 
 if TYPE_CHECKING:
     from ..spectral.parts import Parts
 
 _STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01}
-# As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-_ADVANCED = {"advanced": True}
 
 
 class SpectralAdapterLoader(io.ComfyNode):
@@ -58,16 +56,9 @@ class SpectralAdapterLoader(io.ComfyNode):
                     tooltip="linear multiplies the weight change; spectral scales the adapter's own parameters "
                     "(singular values, rotation angles). Both agree at 0 and 1. "
                     "Spectral prepares the adapter anew at each strength.",
-                    extra_dict=_ADVANCED,
+                    extra_dict=inputs.ADVANCED,
                 ),
-                io.Combo.Input(
-                    "on_mismatch",
-                    options=["refuse", "force"],
-                    default="refuse",
-                    tooltip="What to do with an adapter that does not belong to this model: "
-                    "refuse stops with the reason; force applies the layers that fit.",
-                    extra_dict=_ADVANCED,
-                ),
+                inputs.on_mismatch(),
                 PARTS.Input(
                     "parts",
                     optional=True,

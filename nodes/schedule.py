@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..spectral.curve import EASINGS, MOST_LEVELS
+from . import inputs
 from .adapters import ADAPTERS
 
 if TYPE_CHECKING:
     from .adapters import Use
 
-# As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-_ADVANCED = {"advanced": True}
 _STRENGTH = {"min": -10.0, "max": 10.0, "step": 0.01}
 _SHARE = {"min": 0.0, "max": 1.0, "step": 0.001}
 
@@ -77,23 +76,16 @@ class SpectralAdapterSchedule(io.ComfyNode):
                     max=MOST_LEVELS,
                     tooltip="Into how many levels a slope is cut. Each new level is put on the weights anew, and each "
                     "prompt is encoded for it.",
-                    extra_dict=_ADVANCED,
+                    extra_dict=inputs.ADVANCED,
                 ),
                 io.Boolean.Input(
                     "schedule_clip",
                     default=True,
                     tooltip="On: the text encoder follows the curve too. Off: its strength is that of the adapters "
                     "throughout, and each prompt is encoded once.",
-                    extra_dict=_ADVANCED,
+                    extra_dict=inputs.ADVANCED,
                 ),
-                io.Combo.Input(
-                    "on_mismatch",
-                    options=["refuse", "force"],
-                    default="refuse",
-                    tooltip="What to do with an adapter that does not belong to this model: "
-                    "refuse stops with the reason; force applies the layers that fit.",
-                    extra_dict=_ADVANCED,
-                ),
+                inputs.on_mismatch(),
             ],
             outputs=[
                 io.Clip.Output(display_name="clip", tooltip="The text encoder to encode the prompts with."),

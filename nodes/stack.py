@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from comfy_api.latest import io
 
 from ..spectral.errors import SettingError
-from . import folder
+from . import folder, inputs
 from .adapters import ADAPTERS, PARTS, Held, Use, short_name
 from .rows import Row, read_rows
 
@@ -49,15 +49,7 @@ class SpectralAdapterStack(io.ComfyNode):
                     "are of the model and of the text encoder.",
                     extra_dict={"widgetType": WIDGET, "adapters": [*folder.names(), *folder.lora_names()]},
                 ),
-                io.Combo.Input(
-                    "on_mismatch",
-                    options=["refuse", "force"],
-                    default="refuse",
-                    tooltip="What to do with an adapter that does not belong to this model: "
-                    "refuse stops with the reason; force applies the layers that fit.",
-                    # As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-                    extra_dict={"advanced": True},
-                ),
+                inputs.on_mismatch(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The adapted diffusion model."),

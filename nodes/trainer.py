@@ -21,8 +21,9 @@ from ..trainer.jobs.job import RESUMABLE, Entry, JobConflict
 from ..trainer.places import Places
 from ..trainer.request import Request, digest
 from . import glance, report
+from .inputs import ADVANCED
 from .studio import host, studio
-from .widgets import ADVANCED, chosen, method_widget, widget
+from .widgets import chosen, method_widget, widget
 
 TINY = "tiny (bundled)"
 NO_DATASET = "(no folder with pictures yet)"

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from .adapters import ADAPTERS, Use
-from .gathering import ADVANCED
+from .inputs import ADVANCED
 
 
 class SpectralAdapterTransfer(io.ComfyNode):

@@ -9,11 +9,10 @@ from comfy_api.latest import io
 
 from ..spectral.errors import SettingError
 from ..trainer.form import METHODS
+from .inputs import ADVANCED
 
 AS_PRESET = "as the preset"
 _YES = {"on": True, "off": False}
-# As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-ADVANCED = {"advanced": True}
 _BOTH = ("rank", "columns")  # of every method
 _FREE = ("columns",)  # texts of which the form only suggests some
 _SHOWN = {"lr": "learning_rate", "norm_lr": "norm_learning_rate", "seed": "seed"}

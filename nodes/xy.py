@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import comfy.samplers
 from comfy_api.latest import io
 
+from . import inputs
 from .adapters import ADAPTERS
 
 if TYPE_CHECKING:
     from .adapters import Use
 
-# As an extra entry: an `advanced` argument would be a TypeError on older ComfyUI.
-_ADVANCED = {"advanced": True}
 _SIDE = {"default": 512, "min": 64, "max": 4096, "step": 8}
 
 
@@ -70,16 +69,9 @@ class SpectralAdapterXY(io.ComfyNode):
                     "together",
                     default=False,
                     tooltip="Add a row with all adapters at once.",
-                    extra_dict=_ADVANCED,
+                    extra_dict=inputs.ADVANCED,
                 ),
-                io.Combo.Input(
-                    "on_mismatch",
-                    options=["refuse", "force"],
-                    default="refuse",
-                    tooltip="What to do with an adapter that does not belong to this model: "
-                    "refuse stops with the reason; force applies the layers that fit.",
-                    extra_dict=_ADVANCED,
-                ),
+                inputs.on_mismatch(),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="All pictures with their labels, as one."),
