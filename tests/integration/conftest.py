@@ -6,9 +6,12 @@ COMFYUI_PYTHON is the interpreter ComfyUI runs with (default: the one that runs 
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import load_file
@@ -17,6 +20,10 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parent.parent
 # The helpers of this folder are plain modules; the tests' import mode puts nothing on the path by itself.
 sys.path.insert(0, str(HERE))
+
+if TYPE_CHECKING:
+    from comfy_driver import Comfy
+    from playwright.sync_api import Browser
 
 SKIP = (
     "no ComfyUI found: clone https://github.com/comfyanonymous/ComfyUI, install its requirements, then set COMFYUI_DIR "
@@ -61,6 +68,35 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "adapters").mkdir()
     sample_adapters.write_all(folder / "adapters", load_file(folder / "small.safetensors"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def stocked(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base folder for ComfyUI with the library's checkpoints, LoRAs and adapters."""
+    base = tmp_path_factory.mktemp("comfy")
+    for folder, pattern in (("checkpoints", "*.safetensors"), ("loras", "adapters/*-lora.safetensors")):
+        (base / "models" / folder).mkdir(parents=True)
+        for file in library.glob(pattern):
+            (base / "models" / folder / file.name).symlink_to(file)
+    shutil.copytree(library / "adapters", base / "models" / "spectral_adapters")
+    return base
+
+
+@pytest.fixture(scope="module")
+def comfy(comfy_root: Path, comfy_python: str, stocked: Path) -> "Iterator[Comfy]":
+    """A running ComfyUI with the pack and the library's files."""
+    from comfy_driver import Comfy
+
+    with Comfy(comfy_root, comfy_python, stocked, [PACK]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    from chromium import launched
+
+    with launched() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import launched, needs_chromium, sync_api
+from chromium import needs_chromium, sync_api
 from comfy_driver import PACK, Comfy
 from page import RENDERERS, add_node, at, opened
 
@@ -20,12 +20,6 @@ DRAWN = "() => document.querySelector('.spectral-curve-line')?.getAttribute('poi
 def comfy(comfy_root: Path, comfy_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     with Comfy(comfy_root, comfy_python, tmp_path_factory.mktemp("comfy"), [PACK]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with launched() as chromium:
-        yield chromium
 
 
 @pytest.fixture(params=RENDERERS)

@@ -18,20 +18,12 @@ VISIBLE = 1.0  # grey levels: every sample adapter changes the picture by more
 
 
 @pytest.fixture(scope="module")
-def comfy(
-    comfy_root: Path, comfy_python: str, library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("comfy")
-    for folder, pattern in (("checkpoints", "*.safetensors"), ("loras", "adapters/*-lora.safetensors")):
-        (base / "models" / folder).mkdir(parents=True)
-        for file in library.glob(pattern):
-            (base / "models" / folder / file.name).symlink_to(file)
-    shutil.copytree(library / "adapters", base / "models" / "spectral_adapters")
+def comfy(comfy_root: Path, comfy_python: str, library: Path, stocked: Path) -> Iterator[Comfy]:
     (library / "elsewhere").mkdir()
     shutil.copy(library / "adapters" / "rotation.safetensors", library / "elsewhere" / "shared.safetensors")
     paths = library / "extra_model_paths.yaml"
     paths.write_text(f"shared:\n    base_path: {library}\n    spectral_adapters: elsewhere\n")
-    with Comfy(comfy_root, comfy_python, base, [PACK], ("--extra-model-paths-config", str(paths))) as server:
+    with Comfy(comfy_root, comfy_python, stocked, [PACK], ("--extra-model-paths-config", str(paths))) as server:
         yield server
 
 

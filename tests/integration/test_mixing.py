@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -28,22 +27,14 @@ NODES = ("Fusion", "Conflict", "Save", "Extract", "Transfer")
 
 
 @pytest.fixture(scope="module")
-def comfy(
-    comfy_root: Path, comfy_python: str, library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("comfy")
-    for folder, pattern in (("checkpoints", "*.safetensors"), ("loras", "adapters/*-lora.safetensors")):
-        (base / "models" / folder).mkdir(parents=True)
-        for file in library.glob(pattern):
-            (base / "models" / folder / file.name).symlink_to(file)
-    adapters = base / "models" / "spectral_adapters"
-    shutil.copytree(library / "adapters", adapters)
+def comfy(comfy_root: Path, comfy_python: str, library: Path, stocked: Path) -> Iterator[Comfy]:
+    adapters = stocked / "models" / "spectral_adapters"
     state = load_file(library / BASE)
     weights = {name: state[key].float() for name, key in sample_adapters.layer_keys().items()}
     for seed, (name, columns) in enumerate(COLUMNS.items()):
         made = sample_adapters.make(sa.method("additive", columns=columns), weights, "portable", seed=20 + seed)
         sa.save(made, adapters / f"{name}.safetensors", base_name="small", trigger_words=(f"{name} thing",))
-    with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
+    with Comfy(comfy_root, comfy_python, stocked, [PACK]) as server:
         yield server
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import sample_adapters
-from chromium import launched, needs_chromium, sync_api
+from chromium import needs_chromium, sync_api
 from comfy_driver import PACK, Comfy
 from page import RENDERERS, opened
 from safetensors.torch import load_file
@@ -37,12 +37,6 @@ def comfy(
         sa.save(made, models / "spectral_adapters" / f"{name}.safetensors", base_name="small", trigger_words=(name,))
     with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with launched() as chromium:
-        yield chromium
 
 
 @pytest.fixture(params=RENDERERS)

@@ -1,10 +1,7 @@
 """Strength by part of the model, and the grid of adapters by strengths, in a running ComfyUI."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,20 +12,6 @@ BASE = "small.safetensors"
 VISIBLE = 1.0  # grey levels: every sample adapter changes the picture by more
 SLIDERS = ("down", "mid", "up", "text", "self_attention", "cross_attention", "feed_forward", "convolution")
 STRENGTHS = {"svdiff": 1.0, "rotation": 0.8}
-
-
-@pytest.fixture(scope="module")
-def comfy(
-    comfy_root: Path, comfy_python: str, library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("comfy")
-    for folder, pattern in (("checkpoints", "*.safetensors"), ("loras", "adapters/*-lora.safetensors")):
-        (base / "models" / folder).mkdir(parents=True)
-        for file in library.glob(pattern):
-            (base / "models" / folder / file.name).symlink_to(file)
-    shutil.copytree(library / "adapters", base / "models" / "spectral_adapters")
-    with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

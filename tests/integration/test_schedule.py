@@ -1,32 +1,15 @@
 """Strength over the steps and over the parts of a model, in a running ComfyUI."""
 
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from comfy_driver import PACK, Comfy, Run, difference, picture_graph
+from comfy_driver import Comfy, Run, difference, picture_graph
 
 BASE = "small.safetensors"
 STEPS = 4
 VISIBLE = 1.0  # grey levels: every sample adapter changes the picture by more
 ROUNDING = 0.01  # grey levels: the order of the same additions
-
-
-@pytest.fixture(scope="module")
-def comfy(
-    comfy_root: Path, comfy_python: str, library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Comfy]:
-    base = tmp_path_factory.mktemp("comfy")
-    for folder, pattern in (("checkpoints", "*.safetensors"), ("loras", "adapters/*-lora.safetensors")):
-        (base / "models" / folder).mkdir(parents=True)
-        for file in library.glob(pattern):
-            (base / "models" / folder / file.name).symlink_to(file)
-    shutil.copytree(library / "adapters", base / "models" / "spectral_adapters")
-    with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chromium import launched, needs_chromium, sync_api
+from chromium import needs_chromium, sync_api
 from comfy_driver import PACK, Comfy
 from page import RENDERERS, add_node, at, go, opened
 
@@ -34,12 +34,6 @@ def comfy(
     shutil.copy(library / "adapters" / "rotation-lora.safetensors", loras)
     with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[sync_api.Browser]:
-    with launched() as chromium:
-        yield chromium
 
 
 @pytest.fixture(params=RENDERERS)
