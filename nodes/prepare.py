@@ -9,7 +9,8 @@ import comfy.lora
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
-from ..spectral.adapter import MatchReport, OnMismatch, check_layers, percent
+from ..spectral.adapter import MatchReport, OnMismatch, check_layers
+from ..spectral.another_model import FAMILY_NAMES, applied_text, match_text, refuse_another_model
 from ..spectral.basis import Progress, WeightSource, fetch
 from ..spectral.cache import BasisCache
 from ..spectral.change import Change
@@ -25,7 +26,6 @@ from .weights import original_weight
 from .work import cancelled, interruptible
 
 _SPOT_CHECKS = 8  # of a portable file's layers; all 128 of SD1.5's attention would take as long as patching them
-_FAMILY = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "SDXL"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def connected(model: ModelPatcher, clip: CLIP | None) -> Connected:
     targets = {name: Target(patcher, side, key) for patcher, side, names in maps for name, key in names.items()}
     config = model.model.model_config
     family = CROSS_WIDTH.get(config.unet_config.get("context_dim"))
-    return Connected(_FAMILY[family] if family else type(config).__name__, targets)
+    return Connected(FAMILY_NAMES[family] if family else type(config).__name__, targets)
 
 
 def prepare(
@@ -80,7 +80,7 @@ def prepare(
     Raises WrongBaseError, SettingError (parts or a mode that this kind of file does not have), ComfyUI's interrupt.
     """
     if on_mismatch == "refuse":
-        _refuse_another_model(source, wanted, onto)
+        refuse_another_model(source, wanted, onto.targets, onto.name)
     with interruptible():
         if isinstance(source, AdapterSource):
             return _of_adapter(source, use, wanted, onto, on_mismatch, progress)
@@ -168,33 +168,7 @@ def _patch(key: str, change: Change, is_gain: bool) -> Patch:
     return thin_patch(key, *change) if isinstance(change, tuple) else dense_patch(key, change)
 
 
-def _refuse_another_model(source: Source, wanted: Collection[str], onto: Connected) -> None:
-    """A part of the names may fit by chance (SD1.x and SDXL share some, with equal shapes), so all must.
-
-    Of files of other kinds only the family: they often hold layers that ComfyUI itself leaves out.
-    """
-    base_name = source.metadata.get("spectral.base_name", "")
-    base = f" ({base_name})" if base_name else ""
-    if source.family and _FAMILY[source.family] != onto.name:
-        raise WrongBaseError(
-            f"this adapter was trained on {_FAMILY[source.family]}{base}, the connected model is {onto.name}. "
-            f"Load a checkpoint of {_FAMILY[source.family]}, or choose another adapter."
-        )
-    missing = [name for name in wanted if name not in onto.targets]
-    if not missing or (len(missing) < len(wanted) and not isinstance(source, AdapterSource)):
-        return
-    if len(missing) == len(wanted) and isinstance(source, AdapterSource):
-        return  # `check_layers` says it better
-    raise WrongBaseError(
-        f"{len(missing)} of the adapter's {len(wanted)} layers are not in the connected model "
-        f"({onto.name}), such as {missing[0]!r}; expected all. Load the kind of model it was trained on{base}, "
-        "or set on_mismatch to force to apply the layers that are there."
-    )
-
-
 def _fit(placed: Collection[str], layers: Collection[str], gains: Collection[str], report: MatchReport | None) -> str:
     """With the effort two short lines: the node shows no more without being enlarged."""
-    applied, total = sum(name in placed for name in layers), len(layers)
-    norms = f", {sum(name in placed for name in gains)} of {len(gains)} norms" if gains else ""
-    match = "" if report is None or report.match is None else f"Match {percent(report.match)}; "
-    return f"{applied} of {total} layers applied, {total - applied} unused{norms}.\n{match}"
+    match = match_text(report)
+    return f"{applied_text(placed, layers, gains)}\n" + (f"{match}; " if match else "")

@@ -11,14 +11,12 @@ from math import prod
 from pathlib import Path
 
 from .adapter import Adapter
+from .another_model import FAMILY_NAMES
 from .container import open_file
 from .foreign_lora import LoraFile
 from .open import open_source
 from .preview import COVERS, THUMBNAIL, preview_of
 from .source import AdapterSource
-
-FAMILY_NAMES = {"sd1": "Stable Diffusion 1.x", "sd2": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-
 
 # What trainings write into their files, by the words that people know.
 _TRAINING = {

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..spectral.info import FAMILY_NAMES, Info
+from ..spectral.another_model import FAMILY_NAMES
+from ..spectral.info import Info
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # The licences that the Hub knows by these names; any other is "other", with its name beside it.

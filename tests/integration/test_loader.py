@@ -199,7 +199,7 @@ def test_an_sdxl_file_is_refused_with_the_reason(comfy: Comfy, base_picture: np.
     refused = adapted(comfy, spectral("sdxl"))
     assert not refused.ok
     assert "trained on SDXL" in refused.error
-    assert "the connected model is Stable Diffusion 1.x" in refused.error
+    assert "the model here is Stable Diffusion 1.x" in refused.error
     forced = adapted(comfy, spectral("sdxl", mismatch="force"))
     assert not forced.ok, "not one of its layers fits"
     assert difference(comfy.run(picture_graph(BASE)).picture, base_picture) == 0
