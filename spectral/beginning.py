@@ -51,6 +51,15 @@ def part_of_start(
     return Adapter(method, layers, start.metadata, start.profile, gains)
 
 
+def check_covered(start: Adapter, prefixes: tuple[str, ...]) -> None:
+    """Raise SettingError where the start changes a part that is not trained: it would be lost without a word."""
+    if left := [name for name in (*start.layers, *start.gains) if not name.startswith(prefixes)]:
+        raise SettingError(
+            f"start_from also changes {len(left)} layers of a part that is not trained, such as {left[0]}; choose "
+            "targets for that part too"
+        )
+
+
 def check_avoided(avoid: Occupied, module: nn.Module, prefix: str) -> None:
     known = layer_names(module, prefix)
     for name in avoid.layers:

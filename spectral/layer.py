@@ -23,7 +23,7 @@ from .errors import SettingError, WrongBaseError
 from .gains import Gain, Norm, gain_fingerprint, normalise
 from .methods import GAIN, Method
 from .methods import method as make_method
-from .names import UNET_PREFIX, module_family, renamer
+from .names import UNET_PREFIX, module_family, modules_of, renamer
 from .occupied import Occupied
 from .ops import LinearMap
 from .targets import Targets, select, select_norms
@@ -48,6 +48,12 @@ class InjectedAdapter(Adapter):
         module.requires_grad_(False)
         for patch in self._patches:
             patch.put_on()
+
+    def follow(self) -> None:
+        """Bring the bases to where the layers are now: for a host that moves the module after `inject`."""
+        for patch in self._patches:
+            if isinstance(patch, _LayerPatch):
+                patch.follow()
 
     def remove(self) -> None:
         """Give the module its own forward and its requires_grad flags back. The adapter keeps its parameters."""
@@ -142,6 +148,11 @@ class _LayerPatch(_Patch):
     op: LinearMap
     basis: Basis
     layer: AdapterLayer
+
+    def follow(self) -> None:
+        device = self.module.weight.device
+        if self.basis.s.device != device:
+            self.basis = self.layer.frames = self.basis.to(device)
 
     def adapted(self, x: Tensor, strength: float) -> Tensor:
         y = self.op.add_bias(self.adapter.method.apply(self.op, self.basis, self.layer.params, x))
@@ -281,7 +292,8 @@ def _named(module: nn.Module, prefix: str, paths: Sequence[str]) -> dict[str, nn
             raise SettingError(
                 f"the layers {other} and {path} would both be called {rename(path)} in the file; inject them separately"
             )
-    return {name: module.get_submodule(path) for name, path in taken.items()}
+    modules = modules_of(module)
+    return {name: modules[path] for name, path in taken.items()}
 
 
 def _source(name: str, live: nn.Parameter, originals: Originals | None) -> WeightSource:

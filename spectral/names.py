@@ -362,12 +362,32 @@ def with_text_model(path: str) -> str:
 
 
 def module_family(module: nn.Module) -> Family | None:
-    """The family of a live diffusers UNet, from its own layers; None when it is none of the three."""
+    """The family of a live UNet in diffusers' or LDM's layout, from its layers; None when it is none of the three."""
+    family, found = _guess(module)
+    known = family and any(found == _unet_index(family, spelling).keys() for spelling in ("diffusers", "ldm"))
+    return family if known else None
+
+
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Every submodule by its dotted path; what a UNet in LDM's layout shares with diffusers', by diffusers' path."""
+    spelling = _from_ldm_layout(module)
+    return {spelling.get(path, path): m for path, m in module.named_modules()}
+
+
+def _guess(module: nn.Module) -> tuple[Family, set[str]] | tuple[None, set[str]]:
+    """The only family that a UNet can be of, by the width of its text, and the paths of its layers."""
     weights = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     cross = next((m for path, m in weights.items() if path.endswith("attn2.to_k")), None)
     # No other model has SDXL's layers, so one with narrower text is spelled like it too.
-    family = CROSS_WIDTH.get(cross.weight.shape[1], "sdxl") if cross is not None else None
-    return family if family and weights.keys() == _unet_index(family, "diffusers").keys() else None
+    return (None if cross is None else CROSS_WIDTH.get(cross.weight.shape[1], "sdxl")), set(weights)
+
+
+def _from_ldm_layout(module: nn.Module) -> dict[str, str]:
+    """{LDM's path: diffusers' path} for a UNet in LDM's layout, as kohya's trainer has SDXL's; empty for any other."""
+    family, found = _guess(module) if hasattr(module, "input_blocks") else (None, set())
+    if family is None or found != _unet_index(family, "ldm").keys():
+        return {}
+    return {m.ldm: m.diffusers for m in unet_modules(family)}
 
 
 def layer_names(module: nn.Module, prefix: str, family: Family | None = None) -> dict[str, str]:
@@ -390,8 +410,8 @@ def _live_names(
 ) -> dict[str, str]:
     if family is None and prefix == UNET_PREFIX:
         family = module_family(module)
-    rename = renamer(prefix, family)
-    return {rename(path): path for path, m in module.named_modules() if isinstance(m, kinds)}
+    rename, spelling = renamer(prefix, family), _from_ldm_layout(module)
+    return {rename(spelling.get(path, path)): path for path, m in module.named_modules() if isinstance(m, kinds)}
 
 
 def guess_family(layers: Iterable[str] | Mapping[str, tuple[int, ...]]) -> Family | None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import SettingError
 from .gains import has_gain
+from .names import modules_of
 from .ops import adaptable
 
 Preset = Literal["attention", "cross-attention", "attention+ff", "all", "none"]
@@ -28,7 +29,7 @@ _PRESETS: dict[str, str] = {
 
 
 def select(module: nn.Module, targets: Targets) -> list[str]:
-    """Dotted paths of the layers chosen by `targets`, in module order.
+    """Dotted paths (see `names.modules_of`) of the layers chosen by `targets`, in module order.
 
     "attention", "cross-attention", "attention+ff": the Linear layers inside modules of these kinds. "all": every Linear
     and ungrouped Conv2d. "none": no layer. Any other string: a regular expression searched in the path. A list:
@@ -37,7 +38,7 @@ def select(module: nn.Module, targets: Targets) -> list[str]:
     """
     if targets == "none":
         return []
-    layers = {path: m for path, m in module.named_modules() if adaptable(m)}
+    layers = {path: m for path, m in modules_of(module).items() if adaptable(m)}
     if not isinstance(targets, str) and not callable(targets):
         return _listed(layers, list(targets))
     if callable(targets):
@@ -71,7 +72,7 @@ def select_norms(module: nn.Module, targets: Targets, chosen: Iterable[str]) -> 
     and layer_norm2 of CLIP, norm1 and norm2 of a resnet. Raises SettingError where layers are chosen but no norm is
     found.
     """
-    norms = [path for path, m in module.named_modules() if has_gain(m)]
+    norms = [path for path, m in modules_of(module).items() if has_gain(m)]
     blocks = {_parent(path) for path in norms}
     wanted = blocks if targets == "all" else {_block(path, blocks) for path in chosen}
     found = [path for path in norms if _parent(path) in wanted]

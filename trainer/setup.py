@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..spectral.adapter import Adapter, join
+from ..spectral.beginning import check_covered
 from ..spectral.cache import BasisCache
 from ..spectral.errors import SettingError, SpectralError
 from ..spectral.file import load
@@ -183,7 +184,7 @@ def begin(spec: TrainSpec, base: Base) -> Beginning:
     start = None if spec.start_from is None else load(spec.start_from)
     avoid = occupied({path.name: load(path) for path in spec.avoid}) if spec.avoid else None
     if start is not None:
-        _check_covered(start, parts)
+        check_covered(start, tuple(part.prefix for part, _ in parts))
     return Beginning(method, parts, start, avoid)
 
 
@@ -213,16 +214,6 @@ def _attach(
             adapter.remove()
         raise
     return done
-
-
-def _check_covered(start: Adapter, parts: list[tuple[Part, str]]) -> None:
-    """What the start changes in a part that is not trained would be lost without a word."""
-    trained = tuple(part.prefix for part, _ in parts)
-    if left := [name for name in (*start.layers, *start.gains) if not name.startswith(trained)]:
-        raise SettingError(
-            f"start_from also changes {len(left)} layers of a part that is not trained, such as {left[0]}; choose "
-            "targets for that part too"
-        )
 
 
 def _originals(spec: TrainSpec) -> Originals | None:

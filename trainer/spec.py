@@ -619,13 +619,23 @@ class TrainSpec:
         for name, (low, high) in _WITHIN.items():
             if not low <= getattr(self, name) <= high:
                 raise SettingError(f"{name}={getattr(self, name)}; expected {low} to {high:g}")
-        for name, allowed in choices().items():
-            if getattr(self, name) not in allowed:
-                raise SettingError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
+        self._check_choices()
         self._check_together()
         self._check_places()
         self._check_out()
         self._check_method()
+
+    def check_adapter(self) -> None:
+        """`check` of the adapter's own settings alone, for a trainer that has its own of the rest. Needs torch."""
+        self._check_choices()
+        self._check_files()
+        self._check_method()
+        self.build_method()
+
+    def _check_choices(self) -> None:
+        for name, allowed in choices().items():
+            if getattr(self, name) not in allowed:
+                raise SettingError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(map(str, allowed))}")
 
     def _check_method(self) -> None:
         for each in fields(self):
@@ -675,6 +685,9 @@ class TrainSpec:
             path = getattr(self, name)
             if path is not None and not path.is_dir():
                 raise SettingError(f"{name}: {path} is not a folder; give the folder that holds the pictures")
+        self._check_files()
+
+    def _check_files(self) -> None:
         files = {"start_from": [self.start_from] if self.start_from else [], "avoid": self.avoid}
         if self.column_plan is not None and not self.column_plan.is_file():
             raise SettingError(f"column_plan: there is no file {self.column_plan}; make one with the command plan")
