@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..spectral.errors import SettingError
 from ..spectral.info import read_info
+from ..spectral.known_files import is_adapter
 from ..spectral.source import AdapterSource, Source
 from ..spectral.spectrum import measure
 from ..trainer.decode import PictureFault, decode, turn
@@ -70,11 +71,12 @@ def change(use: Use, texts: Mapping[str, Any], preview: Tensor | None) -> bool:
 
 
 def _editable(use: Use) -> Path:
-    """The file of an adapter that may be changed: in a folder of adapters, wherever links lead."""
+    """The file that may be changed: one in a folder of adapters, an adapter in one of LoRAs, wherever links lead."""
     if use.source.path is None:
         raise SettingError(f"{use.name} is no file yet; save it with Spectral Adapter Save, and edit the file")
     path = Path(os.path.realpath(use.source.path))
-    roots = [Path(os.path.realpath(root)) for root in folder_paths.get_folder_paths(folder.FOLDER)]
+    kinds = (folder.FOLDER, folder.LORAS) if is_adapter(path) else (folder.FOLDER,)
+    roots = [Path(os.path.realpath(root)) for kind in kinds for root in folder_paths.get_folder_paths(kind)]
     if not any(path.is_relative_to(root) for root in roots):
         raise SettingError(
             f"{use.name} lies outside the folders of adapters ({', '.join(map(str, roots))}), where alone files are "

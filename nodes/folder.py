@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
 
 import folder_paths
 
+from ..spectral.known_files import KnownFiles
 from ..trainer.places import LORA_SUFFIX
 
 FOLDER = "spectral_adapters"
 EXTENSIONS = {".safetensors"}
-LORAS = "loras"  # ComfyUI's folder; its files are named loras/NAME beside the adapters
+LORAS = "loras"  # ComfyUI's folders; their files are named loras/NAME, whether they are LoRAs or adapters
 
 
 def register() -> None:
@@ -25,25 +28,65 @@ def register() -> None:
 
 
 def names() -> list[str]:
-    """The adapters to choose from, as shown in the combo; the LoRAs that were exported beside them are none."""
-    return [name for name in folder_paths.get_filename_list(FOLDER) if not name.endswith(LORA_SUFFIX)]
+    """The adapters to choose from, as shown in the combo; those in ComfyUI's LoRA folders as loras/NAME.
+
+    The LoRAs that were exported beside adapters are none.
+    """
+    return list(files()[0])
 
 
 def lora_names() -> list[str]:
-    """The LoRA files of ComfyUI's own folders, as loras/NAME."""
+    """The other files of ComfyUI's LoRA folders, as loras/NAME."""
+    return list(files()[1])
+
+
+def all_names() -> list[str]:
+    """`names` and `lora_names`."""
+    own, others = files()
+    return [*own, *others]
+
+
+def files() -> tuple[dict[str, str | None], dict[str, str | None]]:
+    """The paths behind `names` and behind `lora_names`, None where a link leads nowhere.
+
+    What a file of the LoRA folders is, its header says, which is read once and again when the file has changed.
+    """
+    listed = folder_paths.get_filename_list(FOLDER)
+    own = {name: folder_paths.get_full_path(FOLDER, name) for name in listed if not name.endswith(LORA_SUFFIX)}
+    # A folder may be declared for both kinds; its files are listed once.
+    taken = {path for path in own.values() if path is not None}
+    loras = {name: path for name, path in _lora_paths().items() if name not in own and path not in taken}
+    adapters = _known_files().adapters(path for path in loras.values() if path is not None)
+    found = {name: path for name, path in loras.items() if path in adapters}
+    return own | found, {name: path for name, path in loras.items() if name not in found}
+
+
+def _lora_paths() -> dict[str, str | None]:
+    """The files of ComfyUI's LoRA folders, as loras/NAME; of equal names the first folder's, as with `get_full_path`.
+
+    That function takes too long for thousands.
+    """
+    roots = folder_paths.get_folder_paths(LORAS)
     found = folder_paths.get_filename_list(LORAS)
-    return [f"{LORAS}/{name}" for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    names = [name for name in found if os.path.splitext(name)[1].lower() in EXTENSIONS]
+    tried = {name: [os.path.join(root, name) for root in roots] for name in names}
+    return {f"{LORAS}/{name}": next(filter(os.path.isfile, paths), None) for name, paths in tried.items()}
+
+
+@cache
+def _known_files() -> KnownFiles:
+    return KnownFiles(Path(folder_paths.get_user_directory()) / FOLDER / "lora_files.json")
 
 
 def path_of(name: str) -> str:
-    """The file behind a name of `names` or `lora_names`. Raises FileNotFoundError with what to do."""
+    """The file behind a name of `all_names`. Raises FileNotFoundError with what to do."""
     path = folder_paths.get_full_path(FOLDER, name)
     if path is None and name.startswith(f"{LORAS}/"):
         path = folder_paths.get_full_path(LORAS, name.removeprefix(f"{LORAS}/"))
         if path is None:
             folders = " or ".join(folder_paths.get_folder_paths(LORAS))
             raise FileNotFoundError(
-                f"The LoRA {name!r} was not found; expected it in {folders}. "
+                f"The file {name!r} was not found; expected it in {folders}. "
                 "Put the file there, press R to refresh the list, and choose it again."
             )
     if path is None:

@@ -32,7 +32,7 @@ class SpectralAdapterInfo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "adapter",
-                    options=[*folder.names(), *folder.lora_names()],
+                    options=folder.all_names(),
                     tooltip="The file. R refreshes the list. Not used where adapters are connected.",
                 ),
                 ADAPTERS.Input(

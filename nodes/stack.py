@@ -47,7 +47,7 @@ class SpectralAdapterStack(io.ComfyNode):
                     default="[]",
                     tooltip="The adapters. Drag a row by its handle, or press the arrow keys on it; the two strengths "
                     "are of the model and of the text encoder.",
-                    extra_dict={"widgetType": WIDGET, "adapters": [*folder.names(), *folder.lora_names()]},
+                    extra_dict={"widgetType": WIDGET, "adapters": folder.all_names()},
                 ),
                 inputs.on_mismatch(),
             ],

@@ -136,18 +136,16 @@ def _free_name(wanted: str, taken: Mapping[str, Path]) -> str:
 
 def _adapter_files() -> Mapping[str, Path]:
     """Adapters under their names in the loader; links that lead nowhere are listed there too, and left out here."""
-    return _found(folder.FOLDER, {name: name for name in folder.names()})
+    return _there(folder.files()[0])
 
 
 def _lora_files() -> Mapping[str, Path]:
     """ComfyUI's LoRA files, as loras/NAME, which can be looked into and mixed."""
-    return _found(folder.LORAS, {name: name.removeprefix(f"{folder.LORAS}/") for name in folder.lora_names()})
+    return _there(folder.files()[1])
 
 
-def _found(kind: str, names: Mapping[str, str]) -> dict[str, Path]:
-    """The paths behind names of a kind of ComfyUI's models, by the names that pages show."""
-    paths = {shown: folder_paths.get_full_path(kind, name) for shown, name in names.items()}
-    return {shown: Path(path) for shown, path in paths.items() if path is not None}
+def _there(files: Mapping[str, str | None]) -> dict[str, Path]:
+    return {name: Path(path) for name, path in files.items() if path is not None}
 
 
 def _bases() -> Mapping[str, Path]:

@@ -133,6 +133,13 @@ def test_a_file_outside_the_adapter_folders_is_not_edited(comfy: Comfy, tmp_path
     assert [path.read_bytes() for path in (lora, elsewhere)] == before
 
 
+def test_an_adapter_among_the_loras_is_edited_too(comfy: Comfy) -> None:
+    path = comfy.base / "models" / "loras" / "shared.safetensors"
+    shutil.copy(file_of(comfy, "rotation"), path)
+    assert "Changed." in shown(comfy, "loras/shared.safetensors", "yes", title="Shared").text["10"]
+    assert read_info(path).title == "Shared"
+
+
 def test_a_broken_file_is_named(comfy: Comfy) -> None:
     refused = comfy.run(graph("cut-off.safetensors"))
     assert not refused.ok

@@ -38,8 +38,8 @@ def spectral(name: str, model: float = 1.0, clip: float = 0.0, mode: str = "line
     return NODE, inputs | {"strength_mode": mode, "on_mismatch": mismatch}
 
 
-def lora(name: str, strength: float = 1.0) -> tuple:
-    return "LoraLoader", {"lora_name": f"{name}.safetensors", "strength_model": strength, "strength_clip": 0.0}
+def lora(name: str, strength: float = 1.0, clip: float = 0.0) -> tuple:
+    return "LoraLoader", {"lora_name": f"{name}.safetensors", "strength_model": strength, "strength_clip": clip}
 
 
 def adapted(comfy: Comfy, *loaders: tuple, checkpoint: str = BASE) -> Run:
@@ -86,8 +86,8 @@ def test_the_second_time_comes_from_the_cache(comfy: Comfy) -> None:
 
 
 def test_strength_zero_is_the_base_bit_for_bit(comfy: Comfy, base_picture: np.ndarray) -> None:
-    for name in ("additive", "svdiff"):
-        assert difference(adapted(comfy, spectral(name, 0.0, 0.0)).picture, base_picture) == 0
+    for name in PROFILES:
+        assert np.array_equal(adapted(comfy, spectral(name, 0.0, 0.0)).picture, base_picture)
 
 
 def test_removing_the_node_restores_the_base(comfy: Comfy, base_picture: np.ndarray) -> None:
@@ -134,9 +134,13 @@ def test_clip_may_stay_unconnected(comfy: Comfy) -> None:
 
 @pytest.mark.parametrize("name", ["additive", "rotation"])
 def test_the_exported_lora_in_core_gives_the_same_picture(name: str, comfy: Comfy, base_picture: np.ndarray) -> None:
-    ours, core = adapted(comfy, spectral(name)).picture, adapted(comfy, lora(f"{name}-lora")).picture
-    assert difference(ours, base_picture) > VISIBLE
-    assert difference(ours, core) < 0.1
+    """The same sampler and seed; the model alone, and with the text encoder at another strength."""
+    for model, clip in ((1.0, 0.0), (0.8, 0.9)):
+        ours = adapted(comfy, spectral(name, model, clip)).picture
+        core = adapted(comfy, lora(f"{name}-lora", model, clip)).picture
+        assert difference(ours, base_picture) > VISIBLE
+        assert difference(ours, core) < 0.1
+        assert np.abs(ours - core).max() <= 2
 
 
 def test_a_lora_before_or_after_makes_no_difference(comfy: Comfy) -> None:
@@ -250,6 +254,55 @@ def test_files_of_all_model_folders_are_listed_and_other_kinds_are_not(comfy: Co
     assert "notes.txt" not in listed
     assert adapted(comfy, spectral("fresh")).ok
     assert adapted(comfy, spectral("shared")).ok
+
+
+@pytest.fixture(scope="module")
+def shelf(comfy: Comfy, library: Path) -> Path:
+    """A folder among ComfyUI's LoRAs with an adapter, and files that are none."""
+    folder = comfy.base / "models" / "loras" / "shelf"
+    folder.mkdir()
+    shutil.copy(library / "adapters" / "rotation.safetensors", folder / "turned.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"no header")
+    (folder / "empty.safetensors").touch()
+    return folder
+
+
+def options(comfy: Comfy, node: str, field: str, key: str) -> list[str]:
+    return comfy.get(f"/object_info/{node}")[node]["input"]["required"][field][1][key]
+
+
+def test_an_adapter_among_the_loras_is_listed_and_paints_the_same(comfy: Comfy, shelf: Path) -> None:
+    name = "loras/shelf/turned"
+    listed = options(comfy, NODE, "adapter", "options")
+    assert f"{name}.safetensors" in listed
+    assert not {"loras/shelf/broken.safetensors", "loras/rotation-lora.safetensors"} & set(listed)
+    for everything in (
+        options(comfy, "SpectralAdapterStack", "rows", "adapters"),
+        options(comfy, "SpectralAdapterInfo", "adapter", "options"),
+    ):
+        assert everything.count(f"{name}.safetensors") == 1
+        assert {"loras/shelf/broken.safetensors", "loras/rotation-lora.safetensors"} <= set(everything)
+    assert difference(adapted(comfy, spectral(name)).picture, adapted(comfy, spectral("rotation")).picture) == 0
+    refused = adapted(comfy, spectral("loras/shelf/nowhere"))
+    assert not refused.ok and "nowhere" in refused.error
+
+
+def test_what_a_file_among_the_loras_is_follows_the_file(comfy: Comfy, shelf: Path, library: Path) -> None:
+    name = "loras/shelf/later.safetensors"
+    shutil.copy(library / "adapters" / "rotation-lora.safetensors", shelf / "later.safetensors")
+    assert name not in options(comfy, NODE, "adapter", "options")
+    shutil.copy(library / "adapters" / "additive.safetensors", shelf / "later.safetensors")
+    assert name in options(comfy, NODE, "adapter", "options")
+    (shelf / "later.safetensors").unlink()
+    assert name not in options(comfy, NODE, "adapter", "options")
+    store = json.loads((comfy.base / "user" / "spectral_adapters" / "lora_files.json").read_bytes())
+    assert {Path(path).name: row[2] for path, row in store.items()}["turned.safetensors"] is True
+
+
+def test_load_lora_warns_of_an_adapter_and_leaves_the_base(comfy: Comfy, shelf: Path, base_picture: np.ndarray) -> None:
+    run = adapted(comfy, lora("shelf/turned", clip=1.0))
+    assert np.array_equal(run.picture, base_picture)
+    assert "lora key not loaded" in comfy.log()
 
 
 def test_the_node_describes_itself(comfy: Comfy) -> None:
