@@ -14,6 +14,7 @@ pytestmark = needs_chromium
 PATIENCE = 180_000  # milliseconds; a job loads torch in a process of its own
 TAB = ".spectral-adapters-tab-button"
 LORA = "loras/styles/additive-lora.safetensors"
+AMONG_LORAS = "loras/styles/turned.safetensors"
 FILES = """(type) => app.graph.nodes.filter((node) => node.type === type).map((node) => node.widgets[0].value)"""
 
 
@@ -28,6 +29,7 @@ def comfy(
     for name in ("additive", "rotation"):
         shutil.copy(library / "adapters" / f"{name}.safetensors", adapters)
     shutil.copy(library / "adapters" / "additive-lora.safetensors", loras)
+    shutil.copy(library / "adapters" / "rotation.safetensors", loras / "turned.safetensors")
     with Comfy(comfy_root, comfy_python, base, [PACK]) as server:
         yield server
 
@@ -57,6 +59,13 @@ def test_a_file_of_either_kind_goes_into_the_graph(page: sync_api.Page) -> None:
     sync_api.expect(page.locator(at("adapter-facts"))).to_contain_text("rotation", timeout=PATIENCE)
     page.click(at("use-in-graph"))
     assert in_graph(page, "SpectralAdapterLoader") == ["rotation.safetensors"]
+
+
+def test_an_adapter_among_the_loras_is_looked_into_and_goes_into_our_loader(page: sync_api.Page) -> None:
+    page.locator(f"[data-name='{AMONG_LORAS}']").locator(at("adapter-open")).click()
+    sync_api.expect(page.locator(at("adapter-facts"))).to_contain_text("rotation", timeout=PATIENCE)
+    page.click(at("use-in-graph"))
+    assert in_graph(page, "SpectralAdapterLoader") == [AMONG_LORAS]
 
 
 def test_adapters_are_compared_fused_and_used(page: sync_api.Page) -> None:
