@@ -47,7 +47,8 @@ class SpectralAdapterInfo(io.ComfyNode):
                     "edit",
                     options=[io.DynamicCombo.Option(_NO, []), io.DynamicCombo.Option(_YES, _fields())],
                     tooltip="no: the file is only read. yes: what is filled in is written into it, whole or not at "
-                    "all; its parameters stay bit for bit. Only files in the folders of adapters.",
+                    "all; its parameters stay bit for bit. Only files in the folders of adapters, and adapters among "
+                    "LoRA files.",
                 ),
             ],
             outputs=[

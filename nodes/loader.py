@@ -37,7 +37,8 @@ class SpectralAdapterLoader(io.ComfyNode):
                 io.Combo.Input(
                     "adapter",
                     options=folder.names(),
-                    tooltip="A file in models/spectral_adapters or output/spectral_adapters. R refreshes the list.",
+                    tooltip="A file in models/spectral_adapters or output/spectral_adapters, or an adapter among the "
+                    "LoRA files, named loras/NAME. R refreshes the list.",
                 ),
                 io.Float.Input(
                     "strength_model",
