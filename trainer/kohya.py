@@ -8,6 +8,8 @@ Nothing of sd-scripts is imported: its models are taken as modules with layers.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,16 +22,19 @@ from ..spectral.adapter import Adapter, join
 from ..spectral.beginning import check_covered
 from ..spectral.cache import BasisCache
 from ..spectral.errors import SettingError, SpectralError
+from ..spectral.evidence import FINGERPRINT_DIGITS
 from ..spectral.file import load, save
 from ..spectral.layer import InjectedAdapter, inject
 from ..spectral.merge import merge
 from ..spectral.methods import Method
 from ..spectral.occupied import occupied
 from . import kohya_label as label
+from .events import Phase, Progress
 from .kohya_args import OF_FILE, read_arguments
+from .kohya_base import Originals, base_file
 from .kohya_groups import TextRates, groups_of, rates_of
 from .kohya_parts import Part, TextEncoders, chosen_parts, parts_of, parts_of_file
-from .kohya_say import Decomposing, say
+from .kohya_say import notice, tell
 from .spec import TrainSpec
 
 STIEFEL_OPTIMIZER = "SpectralOptimizer"
@@ -57,7 +62,7 @@ def create_network(
             raise SettingError(f"{name}={value}: spectral adapters have no dropout; leave it out")
     spec = read_arguments(network_dim, arguments)
     if network_alpha not in (None, 0, 1, network_dim):
-        say(f"network_alpha={network_alpha} is not used; strength 1 is the adapter as it is trained.")
+        notice(f"network_alpha={network_alpha} is not used; strength 1 is the adapter as it is trained.")
     start = None if spec.start_from is None else load(spec.start_from)
     return SpectralNetwork(spec, spec.build_method(), chosen_parts(spec, text_encoder, unet), start, multiplier)
 
@@ -110,7 +115,7 @@ class SpectralNetwork(nn.Module):
         self.started_from: Path | None = None if start is None else spec.start_from
         self.injected: list[tuple[Part, InjectedAdapter]] = []
         self.adapter: Adapter | None = None
-        self._checkpoint: str | None = None
+        self._args: Namespace | None = None
         self._own_decay = True
         self._frozen: set[str] = set()
 
@@ -131,7 +136,7 @@ class SpectralNetwork(nn.Module):
         self._own_decay = not any(
             str(each).startswith("weight_decay=") for each in getattr(args, "optimizer_args", None) or ()
         )
-        self._checkpoint = getattr(args, "pretrained_model_name_or_path", None)
+        self._args = args
         weights = getattr(args, "network_weights", None)
         if weights is not None and self.start is None:
             self.start, self.started_from = load(weights), Path(weights)
@@ -152,7 +157,9 @@ class SpectralNetwork(nn.Module):
         self.set_multiplier(self.multiplier)
         self._register()
         layers, numbers = len(self.adapter.layers), self.adapter.parameter_count
-        say(f"{self.method.name}, columns {self.method.columns.text}: {layers} layers, {numbers:,} numbers to train.")
+        notice(
+            f"{self.method.name}, columns {self.method.columns.text}: {layers} layers, {numbers:,} numbers to train."
+        )
 
     def load_weights(self, file: str) -> str:
         """Go on from an adapter file of the same method, columns and layers; a sentence on it.
@@ -185,7 +192,7 @@ class SpectralNetwork(nn.Module):
         trained = {id(p) for group in groups for p in group["params"]}
         self._frozen = {name for name, p in self.named_parameters() if id(p) not in trained}
         said = ", ".join(f"{text} {group['lr']:g}" for text, group in zip(descriptions, groups))
-        say(f"learning rates: {said} ({self.method.name}'s own is {self.method.lr:g}).")
+        notice(f"learning rates: {said} ({self.method.name}'s own is {self.method.lr:g}).")
         return groups, descriptions
 
     prepare_optimizer_params_with_multiple_te_lrs = prepare_optimizer_params
@@ -228,13 +235,27 @@ class SpectralNetwork(nn.Module):
         save(
             self._adapter,
             file,
-            base_name=label.base_name(known, self._checkpoint),
+            base_name=label.base_name(known, getattr(self._args, "pretrained_model_name_or_path", None)),
             base_hash=label.base_hash(known),
             trigger_words=label.trigger_words(known),
             dtype=dtype,
             overwrite=True,
             metadata=known,
         )
+
+    def get_extra_state(self) -> Tensor:
+        """What the parameters belong to, so that a state is not taken up on another base or by another method."""
+        layers = {n: (layer.indices, self._fingerprint(n)) for n, layer in self._adapter.layers.items()}
+        facts = json.dumps([self.method.name, self.method.settings, layers], sort_keys=True)
+        return torch.tensor(list(hashlib.sha256(facts.encode()).digest()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Raises SettingError for the state of another adapter."""
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise SettingError(
+                "the state to resume belongs to another adapter: its base, method, columns or layers differ from those "
+                "given now; give the same ones, or begin without resume"
+            )
 
     # --- use without training
 
@@ -268,6 +289,10 @@ class SpectralNetwork(nn.Module):
             raise SettingError("the network is not on a model yet; call apply_to first")
         return self.adapter
 
+    def _fingerprint(self, layer: str) -> str:
+        frames = self._adapter.layers[layer].frames
+        return "" if frames is None else frames.fingerprint[:FINGERPRINT_DIGITS]
+
     def _trained(self, text_encoder: TextEncoders, unet: nn.Module, with_text: bool, with_unet: bool) -> list[Part]:
         """The parts to put the adapter on: those with layers that sd-scripts' options let be trained."""
         here = parts_of(text_encoder, unet)
@@ -280,7 +305,9 @@ class SpectralNetwork(nn.Module):
             )
         for part in wanted:
             if part not in kept:
-                say(f"the layers chosen of the {part.field} are not trained: sd-scripts' options leave that part out.")
+                notice(
+                    f"the layers chosen of the {part.field} are not trained: sd-scripts' options leave that part out."
+                )
         return kept
 
     def _inject(self, parts: list[Part]) -> list[tuple[Part, InjectedAdapter]]:
@@ -288,7 +315,9 @@ class SpectralNetwork(nn.Module):
         if self.start is not None:
             check_covered(self.start, tuple(part.prefix for part in parts))
         avoid = occupied({path.name: load(path) for path in self.spec.avoid}) if self.spec.avoid else None
+        file = base_file(self._args, parts)
         done: list[tuple[Part, InjectedAdapter]] = []
+        tell(Phase("decomposing the base's weights"))
         try:
             for part in parts:
                 _, adapter = inject(
@@ -298,8 +327,9 @@ class SpectralNetwork(nn.Module):
                     prefix=part.prefix,
                     start=self.start,
                     avoid=avoid,
+                    originals=None if file is None else Originals(file, part),
                     cache=BasisCache(),
-                    progress=Decomposing(part.field),
+                    progress=lambda *at: tell(Progress(*at)),
                 )
                 done.append((part, adapter))
         except SpectralError:
