@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "plan": (".trainer.plan_cli", "give each concept of a set columns of its own"),
     "job-child": (".trainer.jobs.child", None),
     "estimate-server": (".trainer.estimate_server", None),
+    "sd-scripts-child": (".trainer.sd_scripts.door", None),
 }
 
 

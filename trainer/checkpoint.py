@@ -84,6 +84,23 @@ class Checkpoints:
         self._retire(final)
         return final
 
+    def adopt(self, step: int, fill: Callable[[Path], None]) -> Path:
+        """Make the checkpoint of `step` from files that another trainer wrote, then remove those that are not kept.
+
+        `fill` puts them, an adapter file among them, into an empty folder. Raises SpectralError as `save` does.
+        """
+        final = self.path(step)
+        try:
+            files.make_folder(self.folder)
+            files.clean(self.folder)
+            with files.new_folder(final) as folder:
+                fill(folder)
+                _write_manifest(folder, step)
+        except OSError as error:
+            raise files.refusal(f"saving step {step}", self.folder, error, self._advice()) from error
+        self._retire(final)
+        return final
+
     def latest(self) -> tuple[Path | None, list[tuple[Path, str]]]:
         """The newest complete checkpoint, and the newer ones that had to be skipped with the reason.
 
@@ -121,6 +138,11 @@ class Checkpoints:
         """Read a checkpoint after checking its hashes; no code in it is run. Raises SpectralError."""
         if (reason := fault(path)) is not None:
             raise SpectralError(f"{path}: found that {reason}; expected a complete checkpoint. Choose another one.")
+        if not (path / STATE).is_file():
+            raise SpectralError(
+                f"{path}: found no {STATE}; expected a checkpoint of this trainer. sd-scripts made this one: go on "
+                "with it by the command kohya, or train anew with another run folder."
+            )
         import torch
 
         try:
@@ -234,6 +256,16 @@ def _write(
         if best is not None:
             manifest["best"] = float(best)
         files.write_new(folder / MANIFEST, _json({**manifest, "digest": _digest(manifest)}))
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    """Sync every file of the folder and its sub-folders, then list them."""
+    table = {}
+    for path in sorted(each for each in folder.rglob("*") if each.is_file()):
+        files.sync_file(path)
+        table[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": files.digest(path)}
+    manifest = {"format": FORMAT, "step": step, "saved": time.time(), "files": table}
+    files.write_new(folder / MANIFEST, _json({**manifest, "digest": _digest(manifest)}))
 
 
 def _damage(path: Path, size: int, digest: str | None) -> str | None:

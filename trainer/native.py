@@ -1,4 +1,4 @@
-"""The size of pictures that a base model was made for, from headers and settings files alone: quick, and without torch.
+"""What a base model is and the size of its pictures, from headers and settings files alone: quick, and without torch.
 
 Loading the base finds the same (`dataset.sizes_for`); this is for forms, which ask before anything is loaded.
 """
@@ -49,6 +49,59 @@ def native(base: str, prediction: str = "auto") -> Native | None:
         return None  # loading the base says what is wrong with it
 
 
+@dataclass(frozen=True)
+class Kind:
+    """family: "sd1", "sd2" or "sdxl". v_prediction: whether the UNet predicts velocity. zero_snr: whether its noise
+    levels end in pure noise."""
+
+    family: str
+    v_prediction: bool
+    zero_snr: bool
+
+
+def kind(base: str, prediction: str = "auto") -> Kind | None:
+    """Which model a single file or a diffusers folder holds; None where its header does not say."""
+    path = Path(base)
+    try:
+        return _kind_of_folder(path, prediction) if path.is_dir() else _kind_of_file(path, prediction)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None  # loading the base says what is wrong with it
+
+
+def _kind_of_folder(folder: Path, prediction: str) -> Kind:
+    family = _family(_json(folder / "unet" / "config.json")["cross_attention_dim"])
+    settings = _json(folder / "scheduler" / "scheduler_config.json")
+    said = settings.get("prediction_type", "epsilon") if prediction == "auto" else prediction
+    v_prediction = said == "v_prediction"
+    return Kind(family, v_prediction, v_prediction and bool(settings.get("rescale_betas_zero_snr")))
+
+
+def _kind_of_file(path: Path, prediction: str) -> Kind:
+    with path.open("rb") as file:
+        header, length = _header(file)
+        family = _family(_text_width(header))
+        # V_MARK tells the kinds of SD2 alone.
+        known = header if family == "sd2" else {name: entry for name, entry in header.items() if name != V_MARK}
+        v_prediction = _predicts_v(file, known, 8 + length, prediction)
+    return Kind(family, v_prediction, v_prediction and "ztsnr" in header)
+
+
+def _header(file: Any) -> tuple[Any, int]:
+    """The header of a safetensors file and its length. Raises ValueError."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _MOST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
+    return json.loads(file.read(length)), length
+
+
+def _family(width: int) -> str:
+    """The family whose texts have this width. Raises ValueError."""
+    family = next((name for name in FAMILIES if _config(name)["unet"]["cross_attention_dim"] == width), None)
+    if family is None:
+        raise ValueError(f"texts of width {width}")
+    return family
+
+
 def _of_folder(folder: Path) -> Native:
     unet, vae = (_json(folder / part / "config.json") for part in ("unet", "vae"))
     known = unet["cross_attention_dim"] in {_config(family)["unet"]["cross_attention_dim"] for family in FAMILIES}
@@ -57,14 +110,8 @@ def _of_folder(folder: Path) -> Native:
 
 def _of_file(path: Path, prediction: str) -> Native:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > _MOST_HEADER:
-            raise ValueError(f"a header of {length} bytes")
-        header = json.loads(file.read(length))
-        width = _text_width(header)
-        family = next((name for name in FAMILIES if _config(name)["unet"]["cross_attention_dim"] == width), None)
-        if family is None:
-            raise ValueError(f"texts of width {width}")
+        header, length = _header(file)
+        family = _family(_text_width(header))
         config = _config(family)
         unet = config["unet"]
         if family == "sd2" and not _predicts_v(file, header, 8 + length, prediction):

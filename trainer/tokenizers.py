@@ -17,6 +17,7 @@ from .base import BaseModelError
 
 HUB_TOKENIZER = "openai/clip-vit-large-patch14"
 FILES = ("vocab.json", "tokenizer.json")
+VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def tokenizers_for(family: Family | None, given: str | None) -> tuple[CLIPTokenizer, ...]:
@@ -55,6 +56,18 @@ def find_tokenizer(given: str | None) -> CLIPTokenizer:
             "and merges.txt with --tokenizer, or set COMFYUI_DIR to a ComfyUI folder (it ships one), or fetch it once: "
             f"`huggingface-cli download {HUB_TOKENIZER} vocab.json merges.txt tokenizer_config.json`."
         ) from error
+
+
+def vocabulary(given: str | None) -> Path | None:
+    """The folder with CLIP's vocabulary as two files: the given one, else ComfyUI's copy; None where there is none.
+
+    Raises BaseModelError where the given one lacks them.
+    """
+    folders = [Path(given).expanduser()] if given else _comfy_folders()
+    found = next((each for each in folders if all((each / name).is_file() for name in VOCABULARY)), None)
+    if given and found is None:
+        raise BaseModelError(f"{given} lacks {' or '.join(VOCABULARY)}; expected the folder of CLIP's tokenizer")
+    return found
 
 
 def holds_tokenizer(folder: Path) -> bool:

@@ -46,9 +46,11 @@ class Checkout:
     python: Path
     version: str = ""
 
-    def trainer(self, family: str | None) -> str:
-        """The module that trains networks on a base of this family."""
-        return "sdxl_train_network" if family == "sdxl" else "train_network"
+    def trainer(self, family: str) -> tuple[str, str]:
+        """The module and the class that train networks on a base of this family."""
+        if family == "sdxl":
+            return "sdxl_train_network", "SdxlNetworkTrainer"
+        return "train_network", "NetworkTrainer"
 
 
 def open_checkout(folder: Path, python: Path) -> Checkout:

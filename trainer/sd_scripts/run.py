@@ -1,0 +1,428 @@
+"""A training by sd-scripts, from our settings to our adapter file: same run folder, events and outcome as our own loop.
+
+The pictures are laid out and the settings written here; sd-scripts trains in a process of its own (`door`), whose
+events are told on; what it leaves is made the run's result here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any
+
+from ...spectral.errors import Cancelled, SettingError, SpectralError
+from .. import files
+from .. import resume as resuming
+from ..checkpoint import ADAPTER
+from ..ending import Outcome
+from ..events import Ended, Event, Listener, Notice, Phase, Plan, Reason, Resumed, Saved, silent
+from ..folder import Folder, scan
+from ..journal import Journal
+from ..native import Kind, kind, native
+from ..overview import draw
+from ..pictures import FULL_STEP, bucket_sizes
+from ..run_folder import ask
+from ..spec import TrainSpec
+from ..tokenizers import VOCABULARY, vocabulary
+from . import launch, toml, translate
+from .checkout import Checkout, check_python
+from .data import Layout, lay_out, shown
+from .progress import Reader, lines
+from .wire import JOB, STATE, TALLY, Job, Tally
+
+FOLDER = "sd-scripts"  # in the run's folder
+LOG = "output.log"
+_LOOK = 0.3  # seconds between two looks at whether to stop
+
+
+def run(
+    spec: TrainSpec,
+    checkout: Checkout,
+    listen: Listener = silent,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+    allow: Collection[str] = (),
+) -> Outcome:
+    """Train an adapter with sd-scripts and write it to `spec.out`; as `trainer.loop.train`, with the same arguments.
+
+    Raises SettingError for settings that sd-scripts cannot honour (`translate.refusals`), SpectralError for what cannot
+    be used or went wrong; the event stream then ends with the reason.
+    """
+    spec.check()
+    translate.check(spec)
+    check_python(checkout)
+    with Journal(spec, listen, stop, resume=resume, main=True) as journal:
+        prepared = prepare(spec, journal.tell, journal.stop)
+        begun = _latest(journal) if resume else None
+        tally = Tally()
+        if begun is not None:
+            spec, tally = _decided(spec, begun, prepared, journal, allow)
+        state = None if begun is None else begun / STATE
+        session = _Session(spec, checkout, journal, prepared, tally, stop)
+        return session.outcome(state)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before sd-scripts is started. content: hashes by setting, for resumes."""
+
+    kind: Kind
+    resolution: int
+    folder: Folder
+    layout: Layout
+    content: dict[str, str]
+
+
+def prepare(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> Prepared:
+    """Look at the base and every picture, and lay the pictures out. Raises SpectralError for what cannot be used."""
+    tell(Phase("looking at the base model"))
+    model, size = kind(spec.base, spec.prediction), native(spec.base, spec.prediction)
+    if model is None or size is None:
+        raise SettingError(
+            f"base={spec.base}: found no model that sd-scripts trains; expected a .safetensors checkpoint or a "
+            "diffusers folder of Stable Diffusion 1.x, 2.x or XL"
+        )
+    resolution = spec.pixels(size.resolution, size.multiple)
+    sizes = bucket_sizes(resolution, max(size.multiple, FULL_STEP), spec.buckets)
+    tell(Phase("checking the pictures"))
+    beside = [spec.run_folder, *filter(None, (spec.class_images, spec.validation_images, spec.cache_dir))]
+    folder = scan(
+        spec.images, trigger=spec.trigger, masks=spec.masks, alpha_masks=spec.alpha_masks, sizes=sizes,
+        exclude=beside, listen=tell,
+    )  # fmt: skip
+    held = scan(spec.validation_images, trigger=spec.trigger, sizes=sizes) if spec.validation_images else None
+    classes = _classes(spec, tell, stop)
+    for found in filter(None, (folder, held, classes)):
+        for notice in found.require(spec.skip_bad):
+            tell(Notice(notice))
+    tell(Phase("laying out the pictures"))
+    what = shown(spec, folder, held, classes)
+    layout = lay_out(spec.run_folder.absolute() / FOLDER, what, spec.mask_floor, tell, stop)
+    return Prepared(model, resolution, folder, layout, _content(spec, folder, held))
+
+
+def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> Folder | None:
+    """The class pictures of prior preservation, of which our own sampler makes what is missing."""
+    if not spec.class_prompt:
+        return None
+    from ..prior import class_folder, make_class_pictures, missing_pictures
+
+    path = class_folder(spec)
+    if missing_pictures(path, spec):
+        from ..models import load_base
+
+        tell(Phase("loading the base model"))
+        make_class_pictures(load_base(spec.base, spec.tokenizer, prediction=spec.prediction), spec, tell, stop)
+    return scan(path, trigger=spec.class_prompt, listen=tell)
+
+
+def _content(spec: TrainSpec, folder: Folder, held: Folder | None) -> dict[str, str]:
+    """As `setup.Material.content`, without loading the base."""
+    base = Path(spec.base).expanduser()
+    weights = sorted((base / "unet").glob("*.safetensors")) if base.is_dir() else [base]
+    found = {"base": ",".join(map(files.digest, weights)), "images": folder.hash}
+    if held is not None:
+        found["validation_images"] = held.hash
+    if spec.start_from is not None:
+        found["start_from"] = files.digest(spec.start_from)
+    if spec.column_plan is not None:
+        found["column_plan"] = str(spec.chosen_columns)
+    return found
+
+
+def _latest(journal: Journal) -> Path | None:
+    """The newest checkpoint that sd-scripts can go on from. Raises SettingError for one of our own trainer."""
+    path, skipped = journal.checkpoints.latest()
+    for folder, reason in skipped:
+        journal.tell(Notice(f"{folder.name} was skipped: {reason}."))
+    if path is None:
+        journal.tell(Resumed(0, journal.path))
+        journal.tell(Notice(f"{journal.path} holds no complete checkpoint, so the run begins again."))
+        return None
+    if not (path / TALLY).is_file():
+        raise SettingError(
+            f"{path}: found a checkpoint of this package's own trainer, expected one that sd-scripts made. Go on with "
+            "it by the command train, or train anew with another run folder."
+        )
+    return path
+
+
+def _decided(
+    spec: TrainSpec, begun: Path, prepared: Prepared, journal: Journal, allow: Collection[str]
+) -> tuple[TrainSpec, Tally]:
+    """The settings to go on with and where the run stood; every difference is refused or said."""
+    stood = json.loads((begun / TALLY).read_text(encoding="utf-8"))
+    tally = Tally(**stood["tally"])
+    spec, notices = resuming.decide(stood["spec"], spec, stood["facts"], _facts(spec, prepared), allow)
+    resuming.refuse_finished(tally.step, spec)
+    for notice in notices:
+        journal.tell(Notice(notice))
+    journal.resumed(tally.step, spec, notices)
+    journal.step = tally.step
+    journal.tell(Resumed(tally.step, begun))
+    return spec, tally
+
+
+def _facts(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
+    return resuming.facts(prepared.content, 1, spec.device or "")
+
+
+class _Session:
+    """One start of sd-scripts for a run."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        checkout: Checkout,
+        journal: Journal,
+        prepared: Prepared,
+        tally: Tally,
+        stop: Callable[[], bool],
+    ):
+        self.spec, self.checkout, self.journal, self.prepared = spec, checkout, journal, prepared
+        self.tally, self._stop, self._asked = tally, stop, False
+        self.parameters = 0
+        self.folder = journal.path / FOLDER
+
+    def outcome(self, state: Path | None) -> Outcome:
+        """Train what is left, and end the run. Raises SpectralError."""
+        started = time.perf_counter()
+        reason, text = "finished", ""
+        if self.tally.step < self.spec.steps:
+            for remark in translate.remarks(self.spec):
+                self.journal.tell(Notice(remark))
+            reason, text = self._train(self._write(state))
+        return self._end(reason, text, time.perf_counter() - started)
+
+    def _write(self, state: Path | None) -> Path:
+        """What sd-scripts and our part of its process read; the job's file."""
+        spec, prepared = self.spec, self.prepared
+        work = translate.Work(self.folder, prepared.kind, prepared.resolution, _tokenizers(spec, self.folder), state)
+        shutil.rmtree(work.out, ignore_errors=True)
+        for path, text in written(spec, work, prepared.layout).items():
+            path.write_text(text, encoding="utf-8")
+        path = self.folder / JOB
+        _job(spec, self.checkout, work, prepared, self.tally, self.journal.path).write(path)
+        return path
+
+    def _train(self, job: Path) -> tuple[Reason, str]:
+        """Run sd-scripts to its end: why it ended, with the sentence of an error."""
+        with open(self.folder / LOG, "a", encoding="utf-8") as log:
+            reader = Reader(self._tell, lambda line: print(line, file=log, flush=True))
+            process = launch.start(self.checkout, job, self.spec.device)
+            try:
+                for line in self._output(process, reader):
+                    reader.line(line)
+                status = process.wait()
+            finally:
+                launch.end(process)
+        if reader.over is None:
+            raise SpectralError(
+                f"sd-scripts ended with status {status}: {reader.why().rstrip('.')}. All that it said is in {self.folder / LOG}."
+            )
+        self.tally = reader.over.tally
+        if reader.over.reason == "failed":
+            said = (reader.over.text or reader.why()).rstrip(".")
+            raise SpectralError(f"sd-scripts failed: {said}. All that it said is in {self.folder / LOG}.")
+        return reader.over.reason, reader.over.text
+
+    def _output(self, process: subprocess.Popen[bytes], reader: Reader) -> Iterator[str]:
+        """The process's lines; between them, whether to stop."""
+        queue: SimpleQueue[str | None] = SimpleQueue()
+        Thread(target=_pump, args=(process, queue), daemon=True).start()
+        looked = 0.0
+        while True:
+            try:
+                line = queue.get(timeout=_LOOK)
+            except Empty:
+                line = ""
+            if line is None:
+                return
+            if line:
+                yield line
+            if time.monotonic() - looked >= _LOOK:
+                looked = time.monotonic()
+                self._look(reader.begun)
+
+    def _look(self, begun: bool) -> None:
+        """Pass a wish to stop on. Before the first step sd-scripts listens to nobody, and has nothing to save."""
+        # Once the steps have begun, our part of its process looks at the run's requests itself.
+        asked = self._stop() if begun else self.journal.stop()
+        if not (asked or self._asked):
+            return
+        if not begun:
+            raise Cancelled("stopped before the training began; nothing was saved")
+        if not self._asked:
+            ask(self.journal.path, "stop")
+        self._asked = True
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, Plan):
+            self.parameters = event.parameters
+        self.journal.step = getattr(event, "step", self.journal.step)
+        self.journal.tell(event)
+
+    def _end(self, reason: Reason, text: str, seconds: float) -> Outcome:
+        journal, step = self.journal, self.tally.step
+        saved = journal.checkpoints.latest()[0]
+        if reason == "diverged" and saved is None:
+            raise SpectralError(
+                "the loss is not a finite number within the first steps, so there is nothing worth saving. Lower the "
+                "learning rate (lr); if that does not help, the base model or a picture is damaged."
+            )
+        journal.tell(Phase("saving"))
+        path = self._result(reason, saved)
+        if path is not None:
+            journal.tell(Saved(path, path.stat().st_size))
+        try:
+            draw(journal.path)
+        except SpectralError as error:
+            journal.tell(Notice(str(error)))
+        journal.tell(Ended(reason, step, self._sentence(reason, text, path, saved, seconds), saved is not None))
+        size = path.stat().st_size if path is not None else 0
+        return Outcome(reason, path, step, self.tally.losses, seconds, self.parameters, size)
+
+    def _result(self, reason: Reason, saved: Path | None) -> Path | None:
+        """The adapter file: in its place if the run came to its end, else the newest checkpoint's."""
+        if reason not in ("finished", "converged") or saved is None:
+            return None if saved is None else saved / ADAPTER
+        spec, checkpoints = self.spec, self.journal.checkpoints
+        best = checkpoints.best() if spec.patience else None
+        source = (best or saved) / ADAPTER
+        out = files.free_name(spec.out)
+        if out != spec.out:
+            self.journal.tell(Notice(f"{spec.out} has appeared meanwhile; the adapter is written to {out.name}."))
+        try:
+            files.write_bytes(out, source.read_bytes())
+        except OSError as error:
+            raise files.refusal("writing the adapter", out, error, f"The adapter is in {source}; copy it") from error
+        if best is not None and best != saved:
+            text = f"the adapter of step {self.tally.best_step} is kept: its validation loss is the lowest."
+            self.journal.tell(Notice(text))
+        return out
+
+    def _sentence(self, reason: Reason, text: str, path: Path | None, saved: Path | None, seconds: float) -> str:
+        step, steps, tally = self.tally.step, self.spec.steps, self.tally
+        lost = "and no checkpoint could be saved" if step else "nothing was trained yet"
+        go_on = "resumable" if saved is not None else lost
+        where = f" The adapter of the last checkpoint is {path}." if path is not None else ""
+        match reason:
+            case "finished":
+                return f"Finished {step} steps in {seconds:.0f} s, by sd-scripts."
+            case "converged":
+                return (
+                    f"Stopped at step {step} of {steps}: the validation loss has not fallen for {tally.waited} "
+                    f"validations. Step {tally.best_step} was best."
+                )
+            case "out_of_memory":
+                return (
+                    f"sd-scripts ran out of memory ({text}). Try gradient_checkpointing = true, a smaller batch_size "
+                    f"or a lower resolution. Stopped at step {step} of {steps}, {go_on}.{where}"
+                )
+            case "diverged":
+                return (
+                    f"The loss was not a finite number three times in a row, so training stopped at step {step}, "
+                    f"{go_on}; a lower learning rate (lr) may help.{where}"
+                )
+            case _:
+                return f"Stopped at step {step} of {steps}, {go_on}.{where}"
+
+
+def written(spec: TrainSpec, work: translate.Work, layout: Layout) -> dict[Path, str]:
+    """The files that sd-scripts reads, as texts."""
+    found = {
+        work.config: toml.dumps(translate.config(spec, work, layout)),
+        work.dataset: toml.dumps(translate.dataset(spec, work, layout)),
+    }
+    if spec.sample_prompts:
+        size = _commonest(work.resolution, spec, layout)
+        found[work.prompts] = json.dumps(translate.prompts(spec, size), indent=1, ensure_ascii=False)
+    return found
+
+
+def _commonest(resolution: int, spec: TrainSpec, layout: Layout) -> tuple[int, int]:
+    return layout.sizes(bucket_sizes(resolution, FULL_STEP, spec.buckets)).most_common(1)[0][0]
+
+
+def _job(spec: TrainSpec, checkout: Checkout, work: translate.Work, prepared: Prepared, tally: Tally, run: Path) -> Job:
+    validates = bool(prepared.layout.count("validation"))
+    return Job(
+        checkout=str(checkout.folder),
+        trainer=checkout.trainer(prepared.kind.family),
+        config=str(work.config),
+        run=str(run),
+        out=str(work.out),
+        steps=spec.steps,
+        checkpoint_every=spec.checkpoint_every,
+        keep=spec.keep,
+        sample_every=spec.sample_every,
+        prompts=list(spec.sample_prompts),
+        validate_every=spec.validate_every if validates else 0,
+        patience=spec.patience,
+        tally=vars(tally),
+        spec=resuming.absolute(spec).as_json(),
+        facts=_facts(spec, prepared),
+        plan=_plan(spec, prepared),
+    )
+
+
+def _plan(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
+    """What a Plan says, without what only the network knows; memory and time are not estimated."""
+    method = spec.build_method()
+    sizes = prepared.layout.sizes(bucket_sizes(prepared.resolution, FULL_STEP, spec.buckets))
+    batches = sum(-(-count // spec.batch_size) for count in sizes.values())
+    return {
+        "method": f"{method.name}, columns {method.columns.text}",
+        "pictures": prepared.layout.count("train"),
+        "buckets": {f"{w}x{h}": count for (w, h), count in sorted(sizes.items())},
+        "steps": spec.steps,
+        "epochs": spec.steps * spec.accumulation / batches,
+        "batch": round(spec.accumulation * sizes.total() / batches, 1),
+        "memory": {},
+        "memory_bytes": 0,
+        "free_bytes": None,
+        "step_seconds": 0.0,
+        "seconds": 0.0,
+    }
+
+
+def _tokenizers(spec: TrainSpec, folder: Path) -> Path | None:
+    """A vocabulary that is found here, where sd-scripts looks for one; None leaves finding it to sd-scripts."""
+    source = vocabulary(spec.tokenizer)
+    if source is None:
+        return None
+    for name in _TOKENIZERS:
+        home = folder / "tokenizers" / name
+        files.make_folder(home)
+        for each in (*VOCABULARY, "special_tokens_map.json", "tokenizer_config.json"):
+            if (source / each).is_file():
+                shutil.copyfile(source / each, home / each)
+        # sd-scripts asks the tokenizer how long a text may be.
+        settings = home / "tokenizer_config.json"
+        kept = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+        ending = {"pad_token": "!"} if name == _OF_SD2 else {}
+        settings.write_text(json.dumps({**kept, "model_max_length": 77, **ending}), encoding="utf-8")
+    return folder / "tokenizers"
+
+
+# As sd-scripts names the folders: CLIP's, which all its models share but for what follows the end of a text.
+_OF_SD2 = "stabilityai_stable-diffusion-2"
+_TOKENIZERS = ("openai_clip-vit-large-patch14", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k", _OF_SD2)
+
+
+def _pump(process: subprocess.Popen[bytes], queue: SimpleQueue[str | None]) -> None:
+    """Read the process's output until its end, so that it never waits for us."""
+    stream = process.stdout
+    try:
+        for line in lines(iter(lambda: stream.read(1 << 16), b"")):
+            queue.put(line)
+    finally:
+        queue.put(None)
