@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import spectral_adapters as sa
 from spectral_adapters.__main__ import main, parser
-from spectral_adapters.install import missing
 from spectral_adapters.trainer.event_log import read_events
 from spectral_adapters.trainer.models import load_base
 
@@ -318,14 +317,6 @@ def test_it_runs_under_accelerate_launch_without_being_installed(pictures, tmp_p
     assert shown.returncode == 0, shown.stderr
     events = [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")]
     assert [e["step"] for e in events if e["event"] == "Step"] == [1, 2, 3] and sa.load(out).layers
-
-
-def test_install_names_what_is_missing(tmp_path):
-    listed = tmp_path / "requirements.txt"
-    listed.write_text("numpy\npillow  # pictures\n\nno_such_package_at_all\n", encoding="utf-8")
-    assert missing(listed) == ["no_such_package_at_all"]
-    shown = run(sys.executable, str(ROOT / "install.py"))
-    assert (shown.returncode, shown.stdout) == (0, "")
 
 
 def test_a_missing_package_is_named_with_the_way_to_get_it(pictures, tmp_path, monkeypatch, capsys):
