@@ -1,0 +1,196 @@
+"""The same folder of pictures trains the same adapter in sd-scripts and in this package's own loop.
+
+Both get one noise and one timestep for each picture and step; everything else is each trainer's own: reading the
+folder, latents, tokens, text states, the UNet, the loss and its weights, clipping, the optimiser, the file. SD1.5 in
+its real size, and SDXL in its real structure with narrow layers.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import random_checkpoints
+import sd_scripts
+import torch
+from safetensors.torch import load_file, save_file
+from sd_scripts import CAPTIONS, FEW, FEW_TEXT, OPTIMIZER, SIZE, SdScripts
+from torch import Tensor
+
+import spectral_adapters as sa
+from spectral_adapters.trainer import configs, run
+from spectral_adapters.trainer.loop import train
+from spectral_adapters.trainer.losses import Draw
+from spectral_adapters.trainer.spec import TrainSpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sd_scripts.is_there(), reason=sd_scripts.WITHOUT)]
+STEPS = 6
+LR, TEXT_LR = 2e-3, 5e-4
+# Of a tensor, relative to how far it came. A file's fp16 rounds by up to 5e-4; where the gradient is rounding noise,
+# AdamW makes whole steps of it.
+TOLERANCE, MEAN = 5e-3, 2e-4
+# SDXL with widths 64, 128, 256: sd-scripts' code has heads of 64 channels and groups of 32 norms in place.
+TEXT = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
+TEXT_2 = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "projection_dim": 64}
+VAE = {"block_out_channels": [16, 24, 32, 32], "norm_num_groups": 8}
+CONTEXT, ADDED = 48 + 64, 64 + 6 * 256
+NARROW = {
+    "unet": {"MODEL_CHANNELS": 64, "TIME_EMBED_DIM": 256, "ADM_IN_CHANNELS": ADDED},
+    "transformer": {"cross_attention_dim": CONTEXT},
+    "text_encoder": TEXT,
+    "text_encoder_2": TEXT_2,
+    "vae": VAE,
+}
+UNET = {
+    "block_out_channels": [64, 128, 256],
+    "attention_head_dim": [1, 2, 4],
+    "cross_attention_dim": CONTEXT,
+    "projection_class_embeddings_input_dim": ADDED,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training. script: sd-scripts' module; settings: of the adapter, by the names that both trainers have."""
+
+    method: str
+    base: Path
+    script: str = "train_network"
+    narrow: dict | None = None
+    settings: dict = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("equal")
+    sd_scripts.write_pictures(folder / "pictures")
+    sd_scripts.write_draws(folder / "draws.safetensors", STEPS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scripts(work: Path) -> SdScripts:
+    return SdScripts.at(work, work)
+
+
+@pytest.fixture(scope="module")
+def narrow_sdxl(work: Path) -> Iterator[Path]:
+    """A narrow SDXL as one file; this package's own reader expects its widths meanwhile."""
+    config = json.loads((configs.CONFIGS / "sdxl.json").read_text(encoding="utf-8"))
+    for part, changes in {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT_2, "vae": VAE}.items():
+        config[part] |= changes
+    (work / "configs").mkdir()
+    folder = random_checkpoints.small_configs(work / "configs")
+    (folder / "sdxl.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "CONFIGS", folder)
+        yield symmetric_projection(random_checkpoints.write(work / "sdxl.safetensors", "sdxl", config=config))
+
+
+def symmetric_projection(checkpoint: Path) -> Path:
+    """sd-scripts (0.10.1) reads the pooled text's projection without transposing it, as OpenCLIP's layout asks.
+
+    So its pooled text of SDXL is another than ComfyUI's, diffusers' and ours. Here that shall make no difference.
+    """
+    tensors, key = load_file(checkpoint), "conditioner.embedders.1.model.text_projection"
+    tensors[key] = (tensors[key] + tensors[key].T) / 2
+    save_file(tensors, checkpoint)
+    return checkpoint
+
+
+def in_sd_scripts(scripts: SdScripts, case: Case, work: Path, out: Path) -> dict[str, Tensor]:
+    """Train `out` in sd-scripts; the latents and losses that it had."""
+    seen = out.with_suffix(".seen")
+    plan = {"script": case.script, "draws": str(work / "draws.safetensors"), "captions": CAPTIONS, "first": 0}
+    told = {"method": case.method, **case.settings}
+    scripts.train_drawn(
+        plan | {"seen": str(seen), "narrow": case.narrow},
+        work / "pictures",
+        out,
+        f"--pretrained_model_name_or_path={case.base}",
+        f"--train_batch_size={len(CAPTIONS)}",
+        f"--max_train_steps={STEPS}",
+        f"--unet_lr={LR}",
+        f"--text_encoder_lr={TEXT_LR}",
+        f"--optimizer_type={OPTIMIZER}",
+        "--min_snr_gamma=5",
+        "--network_args",
+        *(f"{name}={value}" for name, value in told.items()),
+    )
+    return load_file(seen)
+
+
+def nearest_draws(work: Path, latents: Tensor, distances: list[float]) -> Callable[..., Draw]:
+    """Draws for this package's loop: a sample is the picture whose latents in sd-scripts are nearest to its own."""
+    table = load_file(work / "draws.safetensors")
+
+    def draw(_seed: int, index: int, like: Tensor, *_others: object) -> Draw:
+        if not like.any():  # the plan measures a step on empty pictures
+            return Draw(torch.randn_like(like), torch.zeros(like.shape[0], dtype=torch.long))
+        gaps = (like[:, None] - latents[None]).flatten(2).norm(dim=2) / latents.flatten(1).norm(dim=1)
+        distances.extend(gaps.min(dim=1).values.tolist())
+        pictures = gaps.argmin(dim=1)
+        assert len(set(pictures.tolist())) == len(CAPTIONS), "a batch holds each picture once"
+        return Draw(table["noise"][index, pictures], table["timesteps"][index, pictures])
+
+    return draw
+
+
+def in_own_loop(case: Case, work: Path, out: Path, draw: Callable[..., Draw]) -> list[float]:
+    """Train `out` in this package's loop; its losses."""
+    spec = TrainSpec(
+        base=str(case.base), images=work / "pictures", out=out, tokenizer=sd_scripts.tokenizer(), device="cpu",
+        method=case.method, resolution=SIZE, batch_size=len(CAPTIONS), steps=STEPS, lr=LR, text_lr=TEXT_LR,
+        checkpoint_every=0, **case.settings,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "draw", draw)
+        return train(spec).losses
+
+
+def differences(ours: Path, theirs: Path) -> dict[str, float]:
+    """||a - b|| / ||b|| of every trained tensor, b counted from where training began."""
+    a, b = sa.load(ours), sa.load(theirs)
+    assert a.layers.keys() == b.layers.keys() and a.gains.keys() == b.gains.keys() and a.method.name == b.method.name
+    pairs = {name: (a.gains[name].shift, gain.shift) for name, gain in b.gains.items()}
+    for name, layer in b.layers.items():
+        assert layer.indices == a.layers[name].indices
+        pairs |= {f"{name}.{part}": (a.layers[name].params[part], p) for part, p in layer.params.items()}
+    begun = {key: sd_scripts.beginning(key, y) for key, (_, y) in pairs.items()}
+    return {key: float((x - y).norm() / (y - begun[key]).norm()) for key, (x, y) in pairs.items() if y.numel()}
+
+
+def compare(scripts: SdScripts, case: Case, work: Path, name: str) -> None:
+    """Train in both: the latents, the losses and the adapters must be the same."""
+    theirs, ours = work / f"{name}-theirs.safetensors", work / f"{name}-ours.safetensors"
+    seen, distances = in_sd_scripts(scripts, case, work, theirs), []
+    own_losses = in_own_loop(case, work, ours, nearest_draws(work, seen["latents"], distances))
+    found = differences(ours, theirs)
+    worst = max(found, key=found.get)
+    mean = statistics.fmean(found.values())
+    print(f"\n{name}: {len(found)} tensors differ by {mean:.1e}, at most {found[worst]:.1e} ({worst})")
+    assert max(distances) < 1e-5
+    assert found[worst] < TOLERANCE and mean < MEAN
+    assert own_losses == pytest.approx(seen["losses"].tolist(), rel=1e-5)
+
+
+SDXL_SETTINGS = {
+    "svdiff": {"targets": "attention+ff", "text_targets": "attention", "text_targets_2": "attention", "norms": True},
+    "additive": {"rank": 4, "targets": "attention", "text_targets": "attention", "text_targets_2": "attention+ff"},
+    "rotation": {"columns": "2-9", "targets": "all"},
+    "soda": {"rotation": "stiefel", "targets": "cross-attention", "text_targets": "attention+ff"},
+}
+
+
+@pytest.mark.parametrize("method", SDXL_SETTINGS)
+def test_sdxl_in_its_real_structure(method, scripts, narrow_sdxl, work):
+    case = Case(method, narrow_sdxl, "sdxl_train_network", NARROW, SDXL_SETTINGS[method])
+    compare(scripts, case, work, method)
+
+
+def test_sd15_in_its_real_size(scripts, work, tmp_path):
+    base = Path(sd_scripts.given("BASE") or random_checkpoints.write(tmp_path / "sd15.safetensors"))
+    case = Case("additive", base, settings={"rank": 4, "targets": FEW, "text_targets": FEW_TEXT})
+    compare(scripts, case, work, "sd15")
