@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 import spectral_adapters as sa
+from spectral_adapters.trainer.engines import said
 from spectral_adapters.trainer.form import form
 from spectral_adapters.trainer.places import standalone
 from spectral_adapters.trainer.presets import PRESETS, preset_sources
+from spectral_adapters.trainer.sd_scripts.translate import HOW
+from spectral_adapters.trainer.spec import TrainSpec
 
 NAMES = {"SVDiff", "svdiff-pytorch", "Spectral Adapter", "SODA", "Stable Diffusion"}  # the same in every language
 LOCALES = Path(sa.__file__).parent / "locales"
@@ -32,6 +35,13 @@ def _sources() -> set[str]:
         for preset, method in itertools.product(PRESETS, sa.METHODS)
         for found in preset_sources(preset, method, kind).values()
     }
+
+
+def _said_by_sd_scripts() -> set[str]:
+    """The settings of which it says something: always, or where they are what it cannot honour."""
+    odd = TrainSpec("tiny", Path(), Path(), method="soda", rotation="stiefel", optimizer="torch.optim.SGD")
+    refused = {each["setting"] for each in said("sd-scripts", odd)["refusals"]}
+    return refused | {name for name, how in HOW.items() if how.text}
 
 
 def texts(language: str, name: str) -> dict[str, str]:
@@ -63,8 +73,9 @@ def test_comfyui_can_read_the_words_of_nodes(language):
 def test_every_word_of_the_form_has_a_french_one(tmp_path):
     drawn, french = form(standalone(tmp_path, {}, [])), texts("fr", "main.json")
     wanted = {f"settings.{row['name']}.{part}" for row in drawn["settings"] for part in ("label", "help")}
-    wanted |= {f"{kind}.{row['name']}.{part}" for kind in ("presets", "methods") for row in drawn[kind]
+    wanted |= {f"{kind}.{row['name']}.{part}" for kind in ("presets", "methods", "engines") for row in drawn[kind]
                for part in ("title", "help")}  # fmt: skip
+    wanted |= {f"says.{name}" for name in _said_by_sd_scripts()}
     wanted |= {f"groups.{group['id']}" for group in drawn["groups"]}
     wanted |= {f"units.{row['unit']}" for row in drawn["settings"] if "unit" in row}
     wanted |= {f"sources.{source}" for source in _sources() if source not in NAMES}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from .engines import BUILT_IN, Engine
 from .options import TITLES
 from .spec import settings
 
@@ -26,12 +27,14 @@ class Side:
     curve: Mapping[str, Any]
     best: Mapping[str, Any] | None = None
     samples: Sequence[Mapping[str, Any]] = ()
+    engine: Engine = BUILT_IN
 
 
 def compare(a: Side, b: Side) -> dict[str, Any]:
     """What there is to see of two runs, as plain values.
 
-    "settings": those that differ, {"name", "label", "group", "a", "b"}, None where a value is left to the method.
+    "settings": those that differ, {"name", "label", "group", "a", "b"}, None where a value is left to the method; the
+    engine, where they are of two, is the first.
     "runs": both with their "curve", "validations", "best" and "samples". "pairs": for every prompt that either has
     samples of, {"prompt", "steps": [{"step", "a", "b": a sample or None}]}, those of both runs first.
     """
@@ -46,7 +49,17 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
         }
         for side in (a, b)
     ]
-    return {"settings": differences(a.spec, b.spec), "runs": runs, "pairs": pairs(a.samples, b.samples)}
+    return {
+        "settings": [*_engines(a, b), *differences(a.spec, b.spec)],
+        "runs": runs,
+        "pairs": pairs(a.samples, b.samples),
+    }
+
+
+def _engines(a: Side, b: Side) -> list[dict[str, Any]]:
+    if a.engine == b.engine:
+        return []
+    return [{"name": "engine", "label": "Engine", "group": TITLES["training"], "a": a.engine, "b": b.engine}]
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:

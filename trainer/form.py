@@ -9,6 +9,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
+from . import engines
 from .layering import base_kind, over_preset, own_method
 from .options import COMMON, TITLES
 from .presets import NO_PRESET, PRESETS, preset_sources
@@ -49,9 +50,9 @@ def form(places: Places) -> dict[str, Any]:
 
     {"groups": [{id, title}], "settings": [{name, group, label, help, kind, advanced, optional, default, and where they
     say something: choices, suggestions, min, max, above, step, longest, methods, unit}], "presets": [{name,
-    title, help, method}], "methods": [{name, title, help}], "common": [names]}. optional: null means "left to the
-    method or the base". above: the value must be more than it. longest: characters of a text. methods: the ones that
-    alone have it.
+    title, help, method}], "methods": [{name, title, help}], "common": [names], "engines": as `engines.describe` has
+    them}. optional: null means "left to the method or the base". above: the value must be more than it. longest:
+    characters of a text. methods: the ones that alone have it.
     """
     return {
         "groups": [{"id": group, "title": _capital(title)} for group, title in TITLES.items()],
@@ -63,6 +64,7 @@ def form(places: Places) -> dict[str, Any]:
         ],
         "methods": [{"name": name, "title": title, "help": text} for name, (title, text) in METHODS.items()],
         "common": [name for name in COMMON if name in OFFERED],
+        "engines": engines.describe(),
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def summary(entry: Entry, course: Course) -> dict[str, Any]:
     """What lists show of a job."""
     job, state, seen = entry.job, entry.state, course.summary()
     return {
-        **{name: getattr(job, name) for name in ("id", "kind", "name", "created", "parent")},
+        **{name: getattr(job, name) for name in ("id", "kind", "name", "created", "parent", "engine")},
         **{name: getattr(state, name) for name in ("status", "text", "reason", "started", "ended")},
         "device": state.device or job.device,
         "base": job.request.get("base") or _base_name(job.spec.get("base")),

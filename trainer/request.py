@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..spectral.errors import SettingError
 from .contents import contained
+from .engines import BUILT_IN, ENGINES, Engine
 from .jobs.job import DEVICE, Options
 from .layering import DEFAULT_PRESET, over_preset
 from .presets import NO_PRESET, PRESETS, known_method
@@ -82,7 +83,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")  # all but tab and newline
 class Request:
     """A training in the words of the person who wants it. settings: TrainSpec's names, with names for places.
 
-    base, dataset: as `Places` names them. device: "auto", "cpu" or "cuda:N".
+    base, dataset: as `Places` names them. device: "auto", "cpu" or "cuda:N". engine: what trains; which program that
+    is, no request says.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     options: Options = field(default_factory=Options)
+    engine: Engine = BUILT_IN
 
     @classmethod
     def from_json(cls, given: object) -> Request:
@@ -102,13 +105,15 @@ class Request:
                 raise SettingError(f"the request has no {key}; a training needs a name, a base and a dataset")
         texts = {
             key: _text(key, table[key], _NAME)
-            for key in ("name", "base", "dataset", "preset", "device")
+            for key in ("name", "base", "dataset", "preset", "device", "engine")
             if key in table
         }
         if (preset := texts.get("preset", DEFAULT_PRESET)) not in (*PRESETS, NO_PRESET):
             raise SettingError(f"preset={preset!r}; expected one of {', '.join((*PRESETS, NO_PRESET))}")
         if not DEVICE.fullmatch(texts.get("device", "auto")):
             raise SettingError(f"device={texts['device']!r}; expected auto, cpu or cuda:N")
+        if (engine := texts.get("engine", BUILT_IN)) not in ENGINES:
+            raise SettingError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}")
         chosen = _table("settings", table.get("settings", {}), OFFERED)
         return cls(
             **texts,
@@ -162,6 +167,8 @@ def digest(request: Request, places: Places) -> str:
     Files count by name, size and time of change. The folder of class pictures does not: the training itself fills it.
     """
     asked = {key: value for key, value in request.as_json().items() if key != "options"}
+    if request.engine == BUILT_IN:  # as it was before there was another
+        del asked["engine"]
     values = request.settings
     folders = [places.dataset(values[name]) for name in ("masks", "validation_images") if values.get(name)]
     names = [*([values["start_from"]] if values.get("start_from") else []), *(values.get("avoid") or ())]

@@ -77,6 +77,7 @@ class Studio:
         The same training is not queued twice while it waits or runs; with `reuse`, a finished one is taken as well,
         as long as its adapter is there. Raises SettingError for what cannot be trained.
         """
+        from . import engines
         from .request import digest, resolve
 
         same = digest(request, self.places)
@@ -85,6 +86,7 @@ class Studio:
             if earlier is not None and self._serves(earlier, reuse):
                 return earlier, f"This training is there already: {earlier.job.name}, {earlier.state.status}."
             spec = resolve(request, self.places, self._taken())
+            engines.check(request.engine, spec)
             entry = self.store.add(
                 "train",
                 spec.out.stem,
@@ -93,6 +95,7 @@ class Studio:
                 device=request.device,
                 options=JobOptions(**asdict(request.options)),
                 digest=same,
+                engine=request.engine,
             )
         self.supervisor.wake()
         return entry, _renamed(request.name, spec.out)
@@ -151,8 +154,18 @@ class Studio:
             "jobs": [self.summary(entry) for entry in self.store.entries()],
         }
 
+    def engine_says(self, request: Request) -> dict[str, Any]:
+        """What the request's engine does otherwise, or cannot do; see `engines.said`."""
+        from . import engines
+        from .request import resolve
+
+        return engines.said(request.engine, resolve(request, self.places, self._taken()))
+
     def estimate(self, request: Request) -> dict[str, Any]:
-        """What a training would take; {"pending": True} where that is not known within some seconds: ask again."""
+        """What a training would take by the built-in engine, whichever is asked for.
+
+        {"pending": True} where that is not known within some seconds: ask again.
+        """
         from .request import resolve
 
         spec = resolve(request, self.places, self._taken()).as_json()
@@ -275,7 +288,8 @@ class Studio:
         course = self._course(entry)
         curve = course.curve()
         samples = job_view.samples(entry, curve.pop("samples"))
-        return Side(entry.id, entry.job.name, entry.job.spec, curve, course.summary()["best"], samples)
+        best = course.summary()["best"]
+        return Side(entry.id, entry.job.name, entry.job.spec, curve, best, samples, entry.job.engine)
 
     def _follow(self, of: Entry, kind: Kind, spec: Mapping[str, Any], asked: Mapping[str, Any]) -> Entry:
         """Queue a job made of a training."""

@@ -23,6 +23,13 @@ def values(studio: Studio, call: Call) -> dict[str, Any]:
     return forms.values(call.text("preset"), method, call.text("base", "tiny"), studio.places)
 
 
+def engine(studio: Studio, call: Call) -> dict[str, Any]:
+    """What the engine that is asked for does otherwise than the built-in one, or cannot do."""
+    from ..request import Request
+
+    return studio.engine_says(Request.from_json(call.table("request")))
+
+
 def estimate(studio: Studio, call: Call) -> dict[str, Any]:
     """Memory, time and file size of a training."""
     from ..request import Request
@@ -56,6 +63,7 @@ def session(studio: Studio, call: Call) -> Welcome:
 ROUTES = (
     Route("GET", "/form", form),
     Route("POST", "/form/values", values, ("preset", "method", "base")),
+    Route("POST", "/form/engine", engine, ("request",)),
     Route("POST", "/estimate", estimate, ("request",)),
     Route("GET", "/bases", bases),
     Route("GET", "/adapters", adapters),

@@ -17,21 +17,26 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event as Flag
 from threading import Thread
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from filelock import FileLock, Timeout
 
 from ...spectral.errors import Cancelled, SpectralError
 from .. import files, processes
+from ..engines import SD_SCRIPTS, Engine
 from ..events import Ended, Event
 from . import settle
 from .course import Course
 from .job import BEAT, HEARTBEAT, RESULT, STOP, BrokenJob, Entry, read_entry
+
+if TYPE_CHECKING:
+    from ..ending import Outcome
 
 HELD = "child.lock"
 REFUSED = 3  # exit status of a child that found nothing to do
@@ -90,13 +95,23 @@ def _train(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, A
     spec = _with_free_name(spec)
     spec.check()  # before the libraries are loaded, so that a missing folder is said at once
     quiet_libraries()
+    train = _trainer(entry.job.engine)
+    begun = (entry.run / "spec.json").is_file()
+    outcome = train(spec, listen=listen, stop=stop, resume=begun, allow=entry.state.allow)
+    adapter = outcome.path if outcome.reason in ("finished", "converged") else None
+    return _result(outcome.reason, listen.text, outcome.steps, listen.resumable, adapter)
+
+
+def _trainer(engine: Engine) -> Callable[..., Outcome]:
+    """What trains; both take the same arguments and end alike. Raises SettingError where it is not set up here."""
+    if engine == SD_SCRIPTS:
+        from ..sd_scripts import place, run
+
+        return partial(run.run, checkout=place.find())
     from ...spectral.cache import BasisCache
     from ..loop import train
 
-    begun = (entry.run / "spec.json").is_file()
-    outcome = train(spec, listen, cache=BasisCache(), stop=stop, resume=begun, allow=entry.state.allow)
-    adapter = outcome.path if outcome.reason in ("finished", "converged") else None
-    return _result(outcome.reason, listen.text, outcome.steps, listen.resumable, adapter)
+    return partial(train, cache=BasisCache())
 
 
 def _written(entry: Entry) -> str | None:

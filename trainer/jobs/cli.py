@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_options(add: argparse.ArgumentParser) -> None:
+    from ..engines import BUILT_IN, ENGINES
     from ..options import name_and_value
 
     add.add_argument("spec", type=Path, nargs="?", metavar="SPEC", help="settings as .toml or .json, as for train")
@@ -70,6 +72,10 @@ def _add_options(add: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add.add_argument("--name", default=None, help="what to call it (default: the adapter file's name)")
     add.add_argument("--on", default="auto", metavar="DEVICE", help="auto, cpu, cuda:0, ... (default: auto)")
+    add.add_argument(
+        "--engine", choices=ENGINES, default=BUILT_IN,
+        help=f"what trains; sd-scripts is the one that `kohya` would start (default: {BUILT_IN})",
+    )  # fmt: skip
     add.add_argument("--wait-idle", action="store_true", help="begin only while the host has nothing to do")
     add.add_argument("--keep-loaded", action="store_true", help="do not let the host free the GPU before")
 
@@ -145,6 +151,7 @@ def _follow(store: JobStore, args: argparse.Namespace) -> int:
 
 
 def _add(store: JobStore, args: argparse.Namespace) -> int:
+    from .. import engines
     from ..layering import over_preset
     from ..resume import absolute
     from ..spec import TrainSpec, read_spec_file
@@ -153,10 +160,13 @@ def _add(store: JobStore, args: argparse.Namespace) -> int:
     written = read_spec_file(args.spec) if args.spec is not None else {}
     spec = absolute(TrainSpec.from_mapping(over_preset(written, dict(args.set))))
     spec.check()
+    engines.check(args.engine, spec)
     device = "cpu" if spec.device == "cpu" else args.on
     options = Options(wait_idle=args.wait_idle, unload=not args.keep_loaded)
-    entry = store.add("train", args.name or spec.out.stem, spec.as_json(), device=device, options=options)
-    return _queued(entry, args)
+    name, engine = args.name or spec.out.stem, args.engine
+    entry = store.add("train", name, spec.as_json(), device=device, options=options, engine=engine)
+    remarks = [f"{each['setting']}: {each['text']}" for each in engines.said(engine, spec)["remarks"]]
+    return _queued(entry, args, remarks)
 
 
 def _order(store: JobStore, args: argparse.Namespace) -> int:
@@ -274,6 +284,7 @@ def _summary(entry: Entry, course: Any) -> dict[str, Any]:
         "adapter": entry.state.adapter,
         "resumable": entry.state.resumable,
         "device": entry.state.device or entry.job.device,
+        "engine": entry.job.engine,
         "folder": str(entry.folder),
     }
 
@@ -284,9 +295,10 @@ def _state(entry: Entry) -> dict[str, Any]:
 
 
 def _line(job: dict[str, Any]) -> str:
+    from ..engines import BUILT_IN
     from ..words import duration_text
 
-    parts = [job["status"], _steps(job)]
+    parts = [job["status"], "" if job["engine"] == BUILT_IN else f"by {job['engine']}", _steps(job)]
     if job["loss"] is not None:
         parts.append(f"loss {job['loss']:.4f}")
     if job["status"] == "running":
@@ -300,11 +312,11 @@ def _steps(job: dict[str, Any]) -> str:
     return f"{job['step']:,} of {job['steps']:,}" if job["steps"] else ""
 
 
-def _queued(entry: Entry, args: argparse.Namespace) -> int:
+def _queued(entry: Entry, args: argparse.Namespace, remarks: Sequence[str] = ()) -> int:
     if args.json:
-        _print_json(_state(entry))
+        _print_json({**_state(entry), **({"remarks": list(remarks)} if remarks else {})})
     else:
-        print(f"Queued {entry.job.name} as {entry.id}.")
+        print("\n".join([f"Queued {entry.job.name} as {entry.id}.", *(f"  {remark}" for remark in remarks)]))
     return 0
 
 

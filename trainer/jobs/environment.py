@@ -21,6 +21,7 @@ _NAMES = {
 _BEGINNINGS = (
     "LC_", "CUDA_", "HIP_", "HSA_", "ROCR_", "ROCM_", "MIOPEN_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "KMP_",
     "OPENBLAS_", "GOMP_", "MALLOC_", "PYTORCH_", "TORCH_", "SPECTRAL_ADAPTERS_",
+    "SPECTRAL_SD_SCRIPTS_",
 )  # fmt: skip
 # Also under a beginning from above nothing that sounds like this is passed on.
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE|COOKIE|AUTH", re.IGNORECASE)

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from ...spectral.errors import SettingError
 from .. import files
+from ..engines import BUILT_IN, ENGINES, Engine
 from ..processes import Process
 
 Kind = Literal["train", "grid", "export", "conflict", "fuse"]
@@ -60,7 +61,7 @@ class Job:
     spec: what the child reads; for a training TrainSpec.as_json() with absolute paths and `run` inside the job's
     folder. request: what people set, for training again with changes. parent: the job whose result this one works on;
     None for trainings, and for what is made of files (comparisons, fusions).
-    digest: equal for the same request on the same pictures. created: unix seconds.
+    digest: equal for the same request on the same pictures. created: unix seconds. engine: what trains.
     """
 
     id: str
@@ -73,6 +74,7 @@ class Job:
     options: Options = Options()
     parent: str | None = None
     digest: str | None = None
+    engine: Engine = BUILT_IN
 
     def as_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
@@ -89,6 +91,7 @@ class Job:
         _expect(isinstance(job.name, str) and job.name, "name", job.name, "a text")
         _expect(_is_number(job.created), "created", job.created, "seconds")
         _expect(DEVICE.fullmatch(str(job.device)), "device", job.device, "auto, cpu, mps or cuda:N")
+        _expect(job.engine in ENGINES, "engine", job.engine, f"one of {', '.join(ENGINES)}")
         _expect(isinstance(job.spec, dict) and isinstance(job.request, dict), "spec", job.spec, "a table")
         return job
 

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from ...spectral.errors import SettingError
 from .. import files
+from ..engines import BUILT_IN, ENGINES, Engine
 from ..processes import Process
 from ..run_folder import Request, ask, running
 from . import settle
@@ -137,10 +138,13 @@ class JobStore:
         options: Options = Options(),  # noqa: B008 (it is immutable)
         parent: str | None = None,
         digest: str | None = None,
+        engine: Engine = BUILT_IN,
     ) -> Entry:
         """Queue a job. `spec`: see Job; the `run` of a training is set here. Raises SettingError, SpectralError."""
         if kind not in KINDS:
             raise SettingError(f"kind={kind!r}; expected one of {', '.join(KINDS)}")
+        if engine not in (ENGINES if kind == "train" else (BUILT_IN,)):
+            raise SettingError(f"engine={engine!r}; expected one of {', '.join(ENGINES)}, and {BUILT_IN} for a {kind}")
         if not DEVICE.fullmatch(device):
             raise SettingError(f"device={device!r}; expected auto, cpu, mps or cuda:N")
         if not name or len(name) > _LONGEST_NAME:
@@ -149,7 +153,7 @@ class JobStore:
         with self._locked():
             id = self._free_id(created)
             wanted = {**spec, "run": str(self.jobs / id / "run")} if kind == "train" else dict(spec)
-            job = Job(id, kind, name, created, device, wanted, dict(request or {}), options, parent, digest)
+            job = Job(id, kind, name, created, device, wanted, dict(request or {}), options, parent, digest, engine)
             try:
                 with files.new_folder(self.jobs / id) as folder:
                     files.write_new(folder / JOB, json.dumps(job.as_json(), indent=1).encode())

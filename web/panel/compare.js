@@ -5,6 +5,7 @@ import { Chart } from "./chart.js";
 import { button, combo, note, spinner } from "./controls.js";
 import { Curve } from "./curve.js";
 import { clear, h } from "./dom.js";
+import { engineName } from "./engine.js";
 import { formats } from "./format.js";
 import { shown } from "./setting.js";
 import { settingLabel } from "./settings_table.js";
@@ -111,9 +112,8 @@ class ComparePage {
       ({ name, label, a, b }) => h(
         "tr",
         null,
-        h("th", { scope: "row" }, settingLabel(t, name, label)),
-        h("td", null, shown(a, t)),
-        h("td", null, shown(b, t)),
+        h("th", { scope: "row" }, name === "engine" ? t("engine.label") : settingLabel(t, name, label)),
+        [a, b].map((value) => h("td", null, name === "engine" ? engineName(t, value) : shown(value, t))),
       ),
     );
     return h(

@@ -16,6 +16,7 @@ const COLUMNS = new Set(["rank", "columns", "avoid", "column_plan", "concept"]);
  * @property {string} preset
  * @property {Object<string, *>} settings only what was set by hand, by the names of the settings
  * @property {string} device
+ * @property {string} engine what trains
  * @property {{wait_idle: boolean, unload: boolean}} options
  * @property {boolean} ownPrompts whether the sample prompts were written by hand, or follow the trigger word
  * @property {boolean} ownName whether the name was written by hand, or follows the dataset
@@ -30,6 +31,7 @@ function blank() {
     preset: "subject",
     settings: {},
     device: "auto",
+    engine: "built-in",
     options: { wait_idle: false, unload: true },
     ownPrompts: false,
     ownName: false,
@@ -109,10 +111,10 @@ export class Draft {
 
   /** What the server is asked to train. @param {string[]} prompts the sample prompts in force */
   request(prompts) {
-    const { name, base, dataset, preset, device, options } = this.values;
+    const { name, base, dataset, preset, device, engine, options } = this.values;
     const settings = { ...this.values.settings };
     if (prompts.length) settings.sample_prompts = prompts;
-    return { name: name.trim(), base, dataset, preset, settings, device, options };
+    return { name: name.trim(), base, dataset, preset, settings, device, engine, options };
   }
 
   #tell(names) {

@@ -2,6 +2,7 @@
 
 import { ApiError, newest } from "./api.js";
 import { debounce, h, setText } from "./dom.js";
+import { isOther } from "./engine.js";
 import { formats } from "./format.js";
 import { icon } from "./icons.js";
 
@@ -54,7 +55,7 @@ export function estimateBar({ t, api }, request) {
     for (const { value } of Object.values(items)) setText(value, "–");
     items.memory.root.classList.remove("bad");
   };
-  const show = (found) => {
+  const show = (found, other) => {
     const over = found.free_bytes > 0 && found.memory_bytes > found.free_bytes;
     seen = true;
     setText(items.memory.value, format.bytes(found.memory_bytes));
@@ -66,7 +67,8 @@ export function estimateBar({ t, api }, request) {
     items.time.root.title = t(`estimate.time_from.${found.sources?.time ?? "unknown"}`);
     items.memory.root.title = parts(found.memory, format);
     items.parameters.root.title = format.count(found.parameters);
-    say(over ? t("estimate.too_much") : "", over);
+    if (other) say(t("estimate.built_in"));
+    else say(over ? t("estimate.too_much") : "", over);
   };
   const ask = async () => {
     clearTimeout(timer);
@@ -83,7 +85,7 @@ export function estimateBar({ t, api }, request) {
     try {
       const { current, value } = await only((signal) => api.post("/estimate", { request: wanted }, { signal }));
       if (!current) return;
-      if (!value.pending) return void show(value);
+      if (!value.pending) return void show(value, isOther(wanted.engine));
       timer = setTimeout(ask, AGAIN);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;

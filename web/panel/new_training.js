@@ -6,12 +6,14 @@ import { button, busy, combo, field, note, spinner, textArea, textInput, toggle 
 import { datasetSection } from "./dataset.js";
 import { clear, h, setText } from "./dom.js";
 import { Draft } from "./draft.js";
+import { engineChoice } from "./engine.js";
 import { estimateBar } from "./estimate.js";
 import { formats } from "./format.js";
 import { methodChoice, presetCards } from "./method.js";
 import { help } from "./overlay.js";
 import { nextName, suggestedName, suggestedPrompts } from "./suggest.js";
 import { belongs, settingRow } from "./setting.js";
+import { settingLabel } from "./settings_table.js";
 
 // Settings with a place of their own in the form.
 const PLACED = new Set(["trigger", "sample_prompts", "skip_bad", "method"]);
@@ -105,7 +107,20 @@ class NewTraining {
       datasets: this.datasets,
       checked: (result) => this.#checked(result),
     });
-    this.parts = [this.dataset, this.estimate];
+    this.engine = this.#engineChoice();
+    this.parts = [this.dataset, this.estimate, this.engine];
+  }
+
+  #engineChoice() {
+    const { t } = this.ctx;
+    const labels = new Map(this.form.settings.map(({ name, label }) => [name, label]));
+    return engineChoice(this.ctx, {
+      engines: this.form.engines,
+      label: (name) => (name === "base" ? t("base.label") : settingLabel(t, name, labels.get(name))),
+      request: () => this.#estimable(),
+      choose: (engine) => this.draft.change({ engine }),
+      told: () => this.#ready(),
+    });
   }
 
   #settingRows() {
@@ -178,7 +193,7 @@ class NewTraining {
     ];
     this.hostRows = rows.map((row) => field(row).root);
     this.deviceRow = field({ label: t("options.device"), help: t("options.device_help"), control: this.device }).root;
-    return h("div", { class: "stack options" }, this.deviceRow, this.hostRows);
+    return h("div", { class: "stack options" }, this.engine.root, this.deviceRow, this.hostRows);
   }
 
   /** Where the form was filled in from, with the way back to one's own draft. */
@@ -209,7 +224,13 @@ class NewTraining {
     this.refusal = "";
     if (names.some((name) => ["base", "preset", "method", "everything"].includes(name))) this.#askValues();
     this.#show();
-    if (!names.every((name) => name === "name" || name === "ownName")) this.estimate.changed();
+    if (!names.every((name) => name === "name" || name === "ownName")) this.#costs();
+  }
+
+  /** What it would cost, and what its engine says of it, may be another now. */
+  #costs() {
+    this.estimate.changed();
+    this.engine.changed();
   }
 
   async #askValues() {
@@ -221,7 +242,7 @@ class NewTraining {
       if (!current || this.gone) return;
       this.values = value;
       this.#show();
-      this.estimate.changed();
+      this.#costs();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.ctx.toast("error", error.message);
@@ -245,6 +266,7 @@ class NewTraining {
     for (const row of this.rows.values()) row.update(this.values.values, sources);
     this.visible.set(method);
     this.advanced.set(method, this.#changedSettings(method));
+    this.engine.set(values.engine);
     this.trigger.set(draft.setting("trigger") ?? "");
     this.#showName();
     this.#showPrompts();
@@ -291,7 +313,7 @@ class NewTraining {
   #checked(result) {
     this.check = result;
     this.#ready();
-    this.estimate.changed();
+    this.#costs();
   }
 
   /** What follows from the server's state: devices, and what the host can do. */
@@ -341,7 +363,14 @@ class NewTraining {
     if (unusable) return [unusable, this.dataset];
     if (!this.#name()) return [t("train.no_name"), this.name.input];
     for (const [name, text] of this.faults) return [text, this.rows.get(name).input];
-    return null;
+    const fault = this.engine.fault();
+    return fault ? [fault.text, this.#controlOf(fault.setting)] : null;
+  }
+
+  /** The control of a setting, or of the engine. */
+  #controlOf(setting) {
+    if (setting === "base") return this.baseChoice.input;
+    return this.rows.get(setting)?.input ?? this.engine.input;
   }
 
   /** What keeps the chosen pictures from being trained on, or "". */

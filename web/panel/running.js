@@ -4,6 +4,7 @@ import { act } from "./act.js";
 import { Chart } from "./chart.js";
 import { busy, button, folded, note, progressBar } from "./controls.js";
 import { clear, h, setText } from "./dom.js";
+import { engineName } from "./engine.js";
 import { formats } from "./format.js";
 import { jobHead, logTail, noticeList } from "./job_head.js";
 import { phaseText } from "./status.js";
@@ -128,13 +129,14 @@ export class RunningView {
   }
 
   /** What a waiting training is going to do. */
-  #drawPlan({ request, spec, prompts }) {
+  #drawPlan({ engine, request, spec, prompts }) {
     if (this.plan.hidden || this.plan.childElementCount) return;
     const { t } = this;
     const rows = [
       [t("running.pictures"), request.dataset],
       [t("running.base"), request.base],
       [t("running.method"), spec.method && t.or(`form.methods.${spec.method}.title`, spec.method)],
+      [t("running.engine"), engineName(t, engine)],
       [t("running.trigger"), spec.trigger],
       [t("running.steps"), spec.steps && this.formats.count(spec.steps)],
       [t("timeline.prompts"), prompts.join("\n")],

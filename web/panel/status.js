@@ -1,6 +1,7 @@
 /** What a job's status is called and how it is marked. */
 
 import { h, setText } from "./dom.js";
+import { engineName, isOther } from "./engine.js";
 
 const KINDS = { running: "accent", stopping: "accent", finished: "ok", failed: "error", interrupted: "warn" };
 const ENDED = new Set(["stopped", "interrupted", "failed", "finished"]);
@@ -36,5 +37,6 @@ export function phaseText(job, t, formats) {
 /** What a training was made with, in a few words. */
 export function aboutText(job, t) {
   const method = job.method ? t.or(`form.methods.${job.method}.title`, job.method) : null;
-  return [job.base, method, job.trigger ? `“${job.trigger}”` : null].filter(Boolean).join(" · ");
+  const engine = isOther(job.engine) ? engineName(t, job.engine) : null;
+  return [job.base, method, job.trigger ? `“${job.trigger}”` : null, engine].filter(Boolean).join(" · ");
 }
