@@ -15,11 +15,11 @@ from ..spectral.basis import Progress, WeightSource, fetch
 from ..spectral.cache import BasisCache
 from ..spectral.change import Change
 from ..spectral.errors import SettingError, WrongBaseError
+from ..spectral.host_keys import places
 from ..spectral.matching import LayerMatch
 from ..spectral.names import CROSS_WIDTH
 from ..spectral.source import AdapterSource, Source
 from .adapters import Use
-from .keys import places
 from .patch import Patch, dense_patch, gain_patch, thin_patch
 from .prepared import Placed, Prepared
 from .weights import original_weight

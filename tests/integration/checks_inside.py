@@ -53,13 +53,13 @@ import sample_adapters  # noqa: E402
 from spectral_adapters.nodes.adapters import Held, Use  # noqa: E402
 from spectral_adapters.nodes.apply import Applied, apply_uses, ready_patches  # noqa: E402
 from spectral_adapters.nodes.hooking import hook_group, hooked  # noqa: E402
-from spectral_adapters.nodes.keys import places  # noqa: E402
 from spectral_adapters.nodes.patch import dense_patch, thin_patch  # noqa: E402
 from spectral_adapters.nodes.weights import original_weight  # noqa: E402
 from spectral_adapters.spectral import names  # noqa: E402
 from spectral_adapters.spectral.convert import to_diff  # noqa: E402
 from spectral_adapters.spectral.errors import SpectralError, WrongBaseError  # noqa: E402
 from spectral_adapters.spectral.file import load  # noqa: E402
+from spectral_adapters.spectral.host_keys import places  # noqa: E402
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}

@@ -1,4 +1,4 @@
-"""Where the layers that adapter files name live in ComfyUI's models."""
+"""Where the layers that adapter files name live in the models of ComfyUI and of web UIs that are built on its code."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from torch import nn
 
-# ComfyUI's map of text encoders names their matrices only; this one leads to the others of the same encoder.
+# Their map of text encoders names the matrices only; this one leads to the others of the same encoder.
 _ANCHOR = ("text_model_encoder_layers_0_mlp_fc1", "text_model.encoder.layers.0.mlp.fc1.weight")
 
 
 def places(known: Mapping[str, str | tuple], model: nn.Module) -> dict[str, str]:
-    """Layer name -> key in the model's state dict: those that ComfyUI maps (`known`), and the text encoders' norms.
+    """Layer name -> key in the model's state dict: those that the host maps (`known`), and the text encoders' norms.
 
-    Parts of a fused weight, which ComfyUI maps to a key with an offset, are not among the layers of our files.
+    Parts of a fused weight, which hosts map to a key with an offset, are not among the layers of our files.
     """
     found = {name: key for name, key in known.items() if isinstance(key, str)}
     name_end, key_end = _ANCHOR
