@@ -14,6 +14,7 @@ PACKAGE = "spectral_adapters"
 # Commands that live with what they do, in modules with `add_arguments(parser)` and `run(arguments)`; with what --help
 # says of each. Those without are started by this package's own processes.
 _ELSEWHERE = {
+    "kohya": (".trainer.sd_scripts.cli", "train with kohya's sd-scripts instead of this package's own trainer"),
     "jobs": (".trainer.jobs.cli", "queue, follow, stop and resume trainings that run by themselves"),
     "datasets": (".trainer.datasets_cli", "list, check and fill folders of training pictures"),
     "ui": (".trainer.http.cli", "show the training panel in the browser"),
@@ -115,13 +116,13 @@ def _train(args: argparse.Namespace) -> int:
     from .trainer.options import read_train_spec
 
     spec = read_train_spec(args)
-    from .trainer.console import Console, Follower, StopOnSignal, print_json, quiet_libraries
+    from .trainer.console import Console, Follower, StopOnSignal, print_json, quiet_libraries, resume_command
 
     quiet_libraries()
     from .spectral.cache import BasisCache
     from .trainer.loop import train
 
-    with Console(_resume_command(args.typed), spec.run_folder) as console, StopOnSignal() as stop:
+    with Console(resume_command(args.typed), spec.run_folder) as console, StopOnSignal() as stop:
         follower = Follower(print_json if args.json else console)
         try:
             train(
@@ -136,20 +137,6 @@ def _train(args: argparse.Namespace) -> int:
         except SpectralError as error:
             follower.end(error)
         return follower.status
-
-
-def _resume_command(typed: list[str]) -> str:
-    """What to type to go on with this run: the same again, with --resume."""
-    import shlex
-
-    how = getattr(sys.modules["__main__"], "__spec__", None)
-    if how is not None and how.name.startswith(PACKAGE):
-        start = ["python", "-m", PACKAGE]
-    elif Path(sys.argv[0]).name == PACKAGE.replace("_", "-"):
-        start = [PACKAGE.replace("_", "-")]
-    else:
-        start = ["python", sys.argv[0]]
-    return shlex.join([*start, *(part for part in typed if part not in ("--resume", "--json")), "--resume"])
 
 
 def _plot(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -156,6 +157,19 @@ class Console:
             self._bar = None
 
 
+def resume_command(typed: list[str]) -> str:
+    """What to type to go on with a run: the same again, with --resume."""
+    name = __name__.partition(".")[0]
+    how = getattr(sys.modules["__main__"], "__spec__", None)
+    if how is not None and how.name.startswith(name):
+        start = ["python", "-m", name]
+    elif Path(sys.argv[0]).name == name.replace("_", "-"):
+        start = [name.replace("_", "-")]
+    else:
+        start = ["python", sys.argv[0]]
+    return shlex.join([*start, *(part for part in typed if part not in ("--resume", "--json")), "--resume"])
+
+
 class Follower:
     """A listener that passes events on and knows from them how the run ended.
 
@@ -230,10 +244,16 @@ def plan_text(plan: Plan, width: int = 100) -> str:
         "pictures": f"{plan.pictures}: {_buckets_text(plan.buckets)}",
         "steps": f"{plan.steps:,} of {plan.batch:g} {_plural('picture', plan.batch)}, {plan.epochs:.1f} epochs",
         **({"memory": _memory_text(plan)} if plan.memory_bytes else {}),
-        "time": f"about {duration_text(plan.seconds)} ({plan.step_seconds:.2f} s per step) on {plan.device}",
+        "time": _time_text(plan),
     }
     wrap = textwrap.TextWrapper(width=max(60, width), subsequent_indent=" " * 12, break_on_hyphens=False)
     return "\n".join(["Plan", *(wrap.fill(f"  {name:8}  {text}") for name, text in lines.items())])
+
+
+def _time_text(plan: Plan) -> str:
+    if not plan.step_seconds:  # no step was rehearsed
+        return f"told from the first steps on, on {plan.device}"
+    return f"about {duration_text(plan.seconds)} ({plan.step_seconds:.2f} s per step) on {plan.device}"
 
 
 def _memory_text(plan: Plan) -> str:

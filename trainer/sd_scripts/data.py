@@ -46,11 +46,13 @@ class Shown:
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder laid out for sd-scripts. rooms: (role, folder, repeats) of each of its sub-folders that has pictures."""
+    """A folder laid out for sd-scripts. rooms: (role, folder, repeats) of each of its sub-folders that has pictures.
+    floor: loss weight where a mask is black."""
 
     folder: Path
     rooms: tuple[tuple[Role, Path, int], ...]
     shown: tuple[Shown, ...]
+    floor: float = 0.0
 
     def count(self, role: Role) -> int:
         """Pictures of that role, without repeats."""
@@ -80,32 +82,29 @@ def shown(spec: TrainSpec, folder: Folder, held_out: Folder | None, classes: Fol
     return tuple(found)
 
 
-def lay_out(
-    home: Path,
-    what: tuple[Shown, ...],
-    floor: float = 0.0,
-    listen: Listener = silent,
-    stop: Callable[[], bool] = lambda: False,
-) -> Layout:
-    """Lay pictures out in a folder of `home`, or take the one that holds them already; others there are removed.
+def planned(home: Path, what: tuple[Shown, ...], floor: float = 0.0) -> Layout:
+    """Where in `home` pictures will lie; nothing is written. floor: loss weight where a mask is black."""
+    folder = home / f"pictures-{_digest(what, floor)}"
+    return Layout(folder, tuple(_rooms(folder, what)), what, floor)
 
-    floor: loss weight where a mask is black. Raises SpectralError where a picture cannot be read or written, Cancelled
-    when `stop` says so.
+
+def lay_out(layout: Layout, listen: Listener = silent, stop: Callable[[], bool] = lambda: False) -> None:
+    """Fill the layout's folder, unless it is there already; other layouts beside it are removed.
+
+    Raises SpectralError where a picture cannot be read or written, Cancelled when `stop` says so.
     """
-    final = home / f"pictures-{_digest(what, floor)}"
-    layout = Layout(final, tuple(_rooms(final, what)), what)
+    home = layout.folder.parent
     try:
         files.make_folder(home)
         files.clean(home)
         for other in home.glob("pictures-*"):
-            if other != final:
+            if other != layout.folder:
                 shutil.rmtree(other)
-        if not (final / _WHOLE).is_file():
-            with files.new_folder(final) as folder:
-                _fill(folder, what, floor, listen, stop)
+        if not (layout.folder / _WHOLE).is_file():
+            with files.new_folder(layout.folder) as folder:
+                _fill(folder, layout, listen, stop)
     except OSError as error:
         raise files.refusal("laying out the pictures", home, error, "Choose another folder with run") from error
-    return layout
 
 
 def _digest(what: tuple[Shown, ...], floor: float) -> str:
@@ -135,8 +134,8 @@ def _rooms(folder: Path, what: tuple[Shown, ...]) -> Iterator[tuple[Role, Path, 
         yield role, folder / role / name, repeats[role, path]
 
 
-def _fill(folder: Path, what: tuple[Shown, ...], floor: float, listen: Listener, stop: Callable[[], bool]) -> None:
-    names, taken = _room_names(what), set()
+def _fill(folder: Path, layout: Layout, listen: Listener, stop: Callable[[], bool]) -> None:
+    what, names, taken = layout.shown, _room_names(layout.shown), set()
     for done, each in enumerate(what, start=1):
         if stop():
             raise Cancelled("stopped while the pictures were being laid out; nothing was trained")
@@ -145,7 +144,7 @@ def _fill(folder: Path, what: tuple[Shown, ...], floor: float, listen: Listener,
         # Two pictures of one name and different suffixes share a caption, but not the caption's file here.
         stem = next(name for name in files.numbered(each.picture.path.stem) if room / name not in taken)
         taken.add(room / stem)
-        _picture(each, room / stem, floor)
+        _picture(each, room / stem, layout.floor)
         (room / f"{stem}.txt").write_text(f"{each.caption}\n", encoding="utf-8")
         listen(Progress(done, len(what), each.picture.path.name))
     (folder / _WHOLE).touch()

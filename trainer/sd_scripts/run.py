@@ -28,13 +28,14 @@ from ..journal import Journal
 from ..native import Kind, kind, native
 from ..overview import draw
 from ..pictures import FULL_STEP, bucket_sizes
-from ..run_folder import ask
+from ..run_folder import RunFolder, ask
 from ..spec import TrainSpec
 from ..tokenizers import VOCABULARY, vocabulary
 from . import launch, toml, translate
 from .checkout import Checkout, check_python
-from .data import Layout, lay_out, shown
+from .data import Layout, lay_out, planned, shown
 from .progress import Reader, lines
+from .translate import OUT
 from .wire import JOB, STATE, TALLY, Job, Tally
 
 FOLDER = "sd-scripts"  # in the run's folder
@@ -61,6 +62,8 @@ def run(
     check_python(checkout)
     with Journal(spec, listen, stop, resume=resume, main=True) as journal:
         prepared = prepare(spec, journal.tell, journal.stop)
+        journal.tell(Phase("laying out the pictures"))
+        lay_out(prepared.layout, journal.tell, journal.stop)
         begun = _latest(journal) if resume else None
         tally = Tally()
         if begun is not None:
@@ -81,8 +84,32 @@ class Prepared:
     content: dict[str, str]
 
 
-def prepare(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> Prepared:
-    """Look at the base and every picture, and lay the pictures out. Raises SpectralError for what cannot be used."""
+@dataclass(frozen=True)
+class DryRun:
+    """What would be started, and the files that it would read."""
+
+    command: list[str]
+    files: dict[Path, str]
+
+
+def dry_run(spec: TrainSpec, checkout: Checkout, tell: Listener = silent) -> DryRun:
+    """Check everything that can be checked without starting sd-scripts; nothing is written. Raises SpectralError."""
+    spec.check()
+    translate.check(spec)
+    RunFolder.check(spec.run_folder.absolute(), resume=False)
+    check_python(checkout)
+    prepared = prepare(spec, tell, lambda: False, dry=True)
+    work = _work(spec, spec.run_folder.absolute() / FOLDER, prepared, None)
+    for remark in translate.remarks(spec):
+        tell(Notice(remark))
+    return DryRun(launch.command(checkout, work.folder / JOB), written(spec, work, prepared.layout))
+
+
+def prepare(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], *, dry: bool = False) -> Prepared:
+    """Look at the base and every picture. Raises SpectralError for what cannot be used.
+
+    dry: class pictures that are missing are not made, and no hashes are taken.
+    """
     tell(Phase("looking at the base model"))
     model, size = kind(spec.base, spec.prediction), native(spec.base, spec.prediction)
     if model is None or size is None:
@@ -99,24 +126,26 @@ def prepare(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> Prepar
         exclude=beside, listen=tell,
     )  # fmt: skip
     held = scan(spec.validation_images, trigger=spec.trigger, sizes=sizes) if spec.validation_images else None
-    classes = _classes(spec, tell, stop)
+    classes = _classes(spec, tell, stop, dry)
     for found in filter(None, (folder, held, classes)):
         for notice in found.require(spec.skip_bad):
             tell(Notice(notice))
-    tell(Phase("laying out the pictures"))
-    what = shown(spec, folder, held, classes)
-    layout = lay_out(spec.run_folder.absolute() / FOLDER, what, spec.mask_floor, tell, stop)
-    return Prepared(model, resolution, folder, layout, _content(spec, folder, held))
+    layout = planned(spec.run_folder.absolute() / FOLDER, shown(spec, folder, held, classes), spec.mask_floor)
+    return Prepared(model, resolution, folder, layout, {} if dry else _content(spec, folder, held))
 
 
-def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> Folder | None:
+def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], dry: bool) -> Folder | None:
     """The class pictures of prior preservation, of which our own sampler makes what is missing."""
     if not spec.class_prompt:
         return None
     from ..prior import class_folder, make_class_pictures, missing_pictures
 
     path = class_folder(spec)
-    if missing_pictures(path, spec):
+    missing = missing_pictures(path, spec)
+    if missing and dry:
+        tell(Notice(f"{len(missing)} class pictures are made before the training; the files below do not show them."))
+        return scan(path, trigger=spec.class_prompt) if len(missing) < spec.class_count else None
+    if missing:
         from ..models import load_base
 
         tell(Phase("loading the base model"))
@@ -205,8 +234,10 @@ class _Session:
     def _write(self, state: Path | None) -> Path:
         """What sd-scripts and our part of its process read; the job's file."""
         spec, prepared = self.spec, self.prepared
-        work = translate.Work(self.folder, prepared.kind, prepared.resolution, _tokenizers(spec, self.folder), state)
+        work = _work(spec, self.folder, prepared, state)
         shutil.rmtree(work.out, ignore_errors=True)
+        if work.tokenizers is not None:
+            _copy_tokenizers(vocabulary(spec.tokenizer), work.tokenizers)
         for path, text in written(spec, work, prepared.layout).items():
             path.write_text(text, encoding="utf-8")
         path = self.folder / JOB
@@ -225,14 +256,14 @@ class _Session:
             finally:
                 launch.end(process)
         if reader.over is None:
-            raise SpectralError(
-                f"sd-scripts ended with status {status}: {reader.why().rstrip('.')}. All that it said is in {self.folder / LOG}."
-            )
+            raise self._failure(f"ended with status {status}: {reader.why()}")
         self.tally = reader.over.tally
         if reader.over.reason == "failed":
-            said = (reader.over.text or reader.why()).rstrip(".")
-            raise SpectralError(f"sd-scripts failed: {said}. All that it said is in {self.folder / LOG}.")
+            raise self._failure(f"failed: {reader.over.text or reader.why()}")
         return reader.over.reason, reader.over.text
+
+    def _failure(self, what: str) -> SpectralError:
+        return SpectralError(f"sd-scripts {what.rstrip('.')}. All that it said is in {self.folder / LOG}.")
 
     def _output(self, process: subprocess.Popen[bytes], reader: Reader) -> Iterator[str]:
         """The process's lines; between them, whether to stop."""
@@ -286,6 +317,7 @@ class _Session:
             draw(journal.path)
         except SpectralError as error:
             journal.tell(Notice(str(error)))
+        shutil.rmtree(self.folder / OUT, ignore_errors=True)
         journal.tell(Ended(reason, step, self._sentence(reason, text, path, saved, seconds), saved is not None))
         size = path.stat().st_size if path is not None else 0
         return Outcome(reason, path, step, self.tally.losses, seconds, self.parameters, size)
@@ -394,13 +426,16 @@ def _plan(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _tokenizers(spec: TrainSpec, folder: Path) -> Path | None:
-    """A vocabulary that is found here, where sd-scripts looks for one; None leaves finding it to sd-scripts."""
-    source = vocabulary(spec.tokenizer)
-    if source is None:
-        return None
+def _work(spec: TrainSpec, folder: Path, prepared: Prepared, state: Path | None) -> translate.Work:
+    # Where no vocabulary is found here, finding one is left to sd-scripts.
+    tokenizers = None if vocabulary(spec.tokenizer) is None else folder / "tokenizers"
+    return translate.Work(folder, prepared.kind, prepared.resolution, tokenizers, state)
+
+
+def _copy_tokenizers(source: Path, target: Path) -> None:
+    """CLIP's vocabulary where sd-scripts looks for its tokenizers."""
     for name in _TOKENIZERS:
-        home = folder / "tokenizers" / name
+        home = target / name
         files.make_folder(home)
         for each in (*VOCABULARY, "special_tokens_map.json", "tokenizer_config.json"):
             if (source / each).is_file():
@@ -410,7 +445,6 @@ def _tokenizers(spec: TrainSpec, folder: Path) -> Path | None:
         kept = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         ending = {"pad_token": "!"} if name == _OF_SD2 else {}
         settings.write_text(json.dumps({**kept, "model_max_length": 77, **ending}), encoding="utf-8")
-    return folder / "tokenizers"
 
 
 # As sd-scripts names the folders: CLIP's, which all its models share but for what follows the end of a text.

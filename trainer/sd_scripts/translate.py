@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 NETWORK = "spectral_adapters.trainer.kohya"
 OPTIMIZER = "spectral_adapters.trainer.kohya_optimizer.SpectralOptimizer"
+OUT = "out"  # where sd-scripts writes, in its folder
 ADAMW = "torch.optim.AdamW"
 # honoured: as by our own trainer. differs: in sd-scripts' own way. unused: it changes nothing there. refused: it would
 # change the training, and sd-scripts does not have it.
@@ -131,7 +132,7 @@ class Work:
 
     @property
     def out(self) -> Path:
-        return self.folder / "out"
+        return self.folder / OUT
 
 
 def config(spec: TrainSpec, work: Work, layout: Layout) -> dict[str, Any]:
@@ -249,6 +250,7 @@ def _training(spec: TrainSpec, work: Work, layout: Layout) -> dict[str, Any]:
     texts_stay = not (spec.trains_text or spec.shuffle_tags or spec.caption_dropout)
     return {
         "dataset_config": str(work.dataset),
+        "resolution": f"{work.resolution},{work.resolution}",  # for the file's metadata
         "max_train_steps": spec.steps,
         "train_batch_size": spec.batch_size,
         "gradient_accumulation_steps": spec.accumulation,
