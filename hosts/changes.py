@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,8 @@ class Thin:
     down: Tensor
 
     def dense(self, device: torch.device | None = None) -> Tensor:
-        return self.up.to(device) @ self.down.to(device)
+        with _full_precision():
+            return self.up.to(device) @ self.down.to(device)
 
     @property
     def bytes(self) -> int:
@@ -167,7 +169,7 @@ def compute(
         layers[name] = _kept_form(adapter, name, match)
 
     weights = {name: partial(_fetch, base.weights[name], settings.device) for name in names if name in base.weights}
-    with torch.no_grad():
+    with torch.no_grad(), _full_precision():
         report = check_layers(
             adapter,
             weights,
@@ -225,6 +227,15 @@ def _drop_oldest(limit: int) -> None:
         del _kept[key]
     while len(_kept) > 1 and kept_bytes() > limit:
         del _kept[next(iter(_kept))]
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Web UIs make pictures under autocast, which would round every product here to 16 bits."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _fetch(weight: Callable[[], Tensor], device: torch.device | None) -> Tensor:
