@@ -101,13 +101,13 @@ class NewTraining {
       reset: () => this.#resetAll(),
     });
     this.estimate = estimateBar(this.ctx, () => this.#estimable());
+    this.engine = this.#engineChoice();
     this.base = this.#baseField();
     this.dataset = datasetSection(this.ctx, {
       draft: this.draft,
       datasets: this.datasets,
       checked: (result) => this.#checked(result),
     });
-    this.engine = this.#engineChoice();
     this.parts = [this.dataset, this.estimate, this.engine];
   }
 
