@@ -49,5 +49,6 @@ def start() -> str:
 def _find() -> Host | None:
     """The web UI that runs here, told by what it offers and not by its name."""
     from .automatic1111 import AUTOMATIC1111
+    from .forge_family import FORGE_FAMILY
 
-    return next((host for host in (AUTOMATIC1111,) if host.present()), None)
+    return next((host for host in (FORGE_FAMILY, AUTOMATIC1111) if host.present()), None)
