@@ -86,7 +86,7 @@ def path_of(name: str) -> str:
         if path is None:
             folders = " or ".join(folder_paths.get_folder_paths(LORAS))
             raise FileNotFoundError(
-                f"The file {name!r} was not found; expected it in {folders}. "
+                f"The LoRA or adapter {name!r} was not found; expected it in {folders}. "
                 "Put the file there, press R to refresh the list, and choose it again."
             )
     if path is None:
