@@ -55,8 +55,8 @@ def check_covered(start: Adapter, prefixes: tuple[str, ...]) -> None:
     """Raise SettingError where the start changes a part that is not trained: it would be lost without a word."""
     if left := [name for name in (*start.layers, *start.gains) if not name.startswith(prefixes)]:
         raise SettingError(
-            f"start_from also changes {len(left)} layers of a part that is not trained, such as {left[0]}; choose "
-            "targets for that part too"
+            f"the adapter to start from also changes {len(left)} layers of a part that is not trained, such as "
+            f"{left[0]}; choose targets for that part too"
         )
 
 

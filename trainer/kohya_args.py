@@ -46,8 +46,8 @@ def read_arguments(network_dim: int | None, given: Mapping[str, str]) -> TrainSp
     """
     if unknown := [name for name in given if name not in ARGUMENTS]:
         near = difflib.get_close_matches(unknown[0], ARGUMENTS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise SettingError(f"network_args: {unknown[0]!r} is unknown; {hint}This module has {', '.join(ARGUMENTS)}")
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise SettingError(f"network_args: {unknown[0]!r} is unknown{hint} This module has {', '.join(ARGUMENTS)}")
     values = {name: _value(name, text) for name, text in given.items()}
     if network_dim is not None and values.setdefault("rank", network_dim) != network_dim:
         raise SettingError(f"network_dim={network_dim} and rank={values['rank']} both say the rank; give one")
