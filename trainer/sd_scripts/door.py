@@ -246,6 +246,6 @@ def _rate(accelerator: Any) -> float:
 
 
 def _memory() -> int | None:
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    """The most bytes of tensors on the GPU so far; None without one."""
+    torch = sys.modules.get("torch")  # where it is not even loaded, nothing is on a GPU
+    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else None

@@ -99,7 +99,7 @@ def dry_run(spec: TrainSpec, checkout: Checkout, tell: Listener = silent) -> Dry
     RunFolder.check(spec.run_folder.absolute(), resume=False)
     check_python(checkout)
     prepared = prepare(spec, tell, lambda: False, dry=True)
-    work = _work(spec, spec.run_folder.absolute() / FOLDER, prepared, None)
+    work = work_of(spec, spec.run_folder.absolute() / FOLDER, prepared, None)
     for remark in translate.remarks(spec):
         tell(Notice(remark))
     return DryRun(launch.command(checkout, work.folder / JOB), written(spec, work, prepared.layout))
@@ -234,7 +234,7 @@ class _Session:
     def _write(self, state: Path | None) -> Path:
         """What sd-scripts and our part of its process read; the job's file."""
         spec, prepared = self.spec, self.prepared
-        work = _work(spec, self.folder, prepared, state)
+        work = work_of(spec, self.folder, prepared, state)
         shutil.rmtree(work.out, ignore_errors=True)
         if work.tokenizers is not None:
             _copy_tokenizers(vocabulary(spec.tokenizer), work.tokenizers)
@@ -426,7 +426,7 @@ def _plan(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _work(spec: TrainSpec, folder: Path, prepared: Prepared, state: Path | None) -> translate.Work:
+def work_of(spec: TrainSpec, folder: Path, prepared: Prepared, state: Path | None) -> translate.Work:
     # Where no vocabulary is found here, finding one is left to sd-scripts.
     tokenizers = None if vocabulary(spec.tokenizer) is None else folder / "tokenizers"
     return translate.Work(folder, prepared.kind, prepared.resolution, tokenizers, state)
