@@ -134,9 +134,9 @@ class Places:
 
     home: jobs, queue, trash, thumbnails, plans. roots: folders that hold datasets, by name. uploads: the root that new
     datasets are made in. adapters: the folder finished adapters are written to. bases, adapter_files: by the names that
-    pages show; in ComfyUI adapters among the LoRA files too, named loras/NAME. lora_files: files of the LoRA family, named
-    loras/NAME, which can be looked at and mixed.
-    loras: the folder they are written to, None for that of the adapters.
+    pages show; in ComfyUI adapters among the LoRA files too, named loras/NAME. lora_files: files of the LoRA family,
+    named loras/NAME, which can be looked at and mixed. loras: the folder they are written to, None for that of the
+    adapters.
     """
 
     home: Path
