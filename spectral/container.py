@@ -163,10 +163,15 @@ def _metadata(table: object, path: Path, strict: bool) -> dict[str, str]:
     if not isinstance(table, dict):
         raise refusal(path, "__metadata__", type(table).__name__, "an object of strings", AGAIN)
     if not strict:
-        kept = ((key, value) for key, value in table.items() if _wrong_with(key, value) is None)
-        return dict(itertools.islice(kept, MAX_METADATA))
+        return fitting(table)
     check_metadata(table, path)
     return table
+
+
+def fitting(table: Mapping[str, object]) -> dict[str, str]:
+    """The entries of a metadata table that `check_metadata` has nothing against."""
+    kept = ((key, value) for key, value in table.items() if _wrong_with(key, value) is None)
+    return dict(itertools.islice(kept, MAX_METADATA))
 
 
 def check_metadata(table: Mapping[str, object], path: Path) -> None:

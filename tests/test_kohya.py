@@ -19,12 +19,15 @@ from training import METHODS, RATES
 import spectral_adapters as sa
 from spectral_adapters.spectral import names
 from spectral_adapters.spectral.errors import SettingError, WrongBaseError
+from spectral_adapters.spectral.layer import inject
 from spectral_adapters.spectral.targets import select
 from spectral_adapters.trainer import dataset, folder, kohya, kohya_label, loop
 from spectral_adapters.trainer.configs import ASSETS
 from spectral_adapters.trainer.events import silent
 from spectral_adapters.trainer.journal import Journal
 from spectral_adapters.trainer.kohya_args import ARGUMENTS, read_arguments
+from spectral_adapters.trainer.kohya_base import decompose_ahead
+from spectral_adapters.trainer.kohya_parts import chosen_parts
 from spectral_adapters.trainer.losses import draw
 from spectral_adapters.trainer.run import Run
 from spectral_adapters.trainer.setup import gather, set_up
@@ -303,6 +306,22 @@ def test_trigger_words_are_those_that_every_caption_holds(said, words):
     assert kohya_label.trigger_words(said) == words
 
 
+def test_a_long_label_never_costs_the_training(base, host, tmp_path, capsys):
+    tags = {f"tag number {i:06}": 1 for i in range(60_000)} | {"green thing": 7}
+    said = {
+        "ss_tag_frequency": json.dumps({"2_green thing": tags}),
+        "ss_training_comment": "\x1b[31m",
+        "ss_bucket_info": "x" * 2_000_000,
+        "ss_steps": "3",
+    }
+    started = host(["method=additive"], network_dim=2)
+    kept = sa.load(started.save(tmp_path / "long.safetensors", None, **said)).metadata
+    assert kept["ss_steps"] == "3" and "ss_training_comment" not in kept and "ss_bucket_info" not in kept
+    (counts,) = json.loads(kept["ss_tag_frequency"]).values()
+    assert len(counts) == 500 and counts["green thing"] == 7
+    assert "ss_bucket_info, ss_training_comment" in capsys.readouterr().out
+
+
 # --- rates
 
 
@@ -420,6 +439,18 @@ def test_bases_follow_the_model_to_its_device(base):
     assert all(p.device.type == "meta" for p in network.parameters())
 
 
+@pytest.mark.parametrize("method", ["additive", "svdiff"])
+def test_decompositions_made_ahead_are_those_that_are_then_used(base, tmp_path, method):
+    cache = sa.BasisCache(tmp_path / "ahead")
+    spec = read_arguments(None, {"method": method, "targets": "^mid_block.*attn2"})
+    (part, _) = chosen_parts(spec, base.text_encoder, base.unet)
+    decompose_ahead(part, spec.build_method(), None, cache, torch.device("cpu"))
+    assert (cache.stats.hits, cache.stats.misses) == (0, 4)
+    _, adapter = inject(base.unet, spec.build_method(), part.targets, prefix=part.prefix, cache=cache)
+    adapter.remove()
+    assert (cache.stats.hits, cache.stats.misses) == (4, 4)
+
+
 def test_merging_a_file_is_its_use_at_that_strength(base, host, inputs, tmp_path):
     first = host(["method=additive", "text_targets=attention"])
     for _ in range(2):
@@ -484,6 +515,7 @@ def test_arguments_are_the_settings_of_our_own_training():
         (["targets=nothing_here"], {}, "chose no layer"),
         ([], {"network_train_text_encoder_only": True}, "only the other half"),
         ([], {"unet_lr": 0.0}, "every learning rate is 0"),
+        ([], {"dim_from_weights": True}, "name it with network_weights"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_a_layer_is_touched(base, host, arguments, given, message):

@@ -31,7 +31,7 @@ from ..spectral.occupied import occupied
 from . import kohya_label as label
 from .events import Phase, Progress
 from .kohya_args import OF_FILE, read_arguments
-from .kohya_base import Originals, base_file
+from .kohya_base import Originals, base_file, decompose_ahead
 from .kohya_groups import TextRates, groups_of, rates_of
 from .kohya_parts import Part, TextEncoders, chosen_parts, parts_of, parts_of_file
 from .kohya_say import notice, tell
@@ -69,7 +69,7 @@ def create_network(
 
 def create_network_from_weights(
     multiplier: float,
-    file: str,
+    file: str | None,
     vae: nn.Module | None,
     text_encoder: TextEncoders,
     unet: nn.Module,
@@ -82,6 +82,8 @@ def create_network_from_weights(
     Raises AdapterFileError for a file that is none, SettingError for arguments that the file decides, and
     WrongBaseError for layers of another kind of model.
     """
+    if file is None:
+        raise SettingError("dim_from_weights reads the adapter's layout from a file; name it with network_weights")
     if decided := next((name for name in arguments if name in OF_FILE), None):
         raise SettingError(f"network_args: {decided} is decided by {file}; leave it out, or leave out dim_from_weights")
     adapter = load(file)
@@ -315,11 +317,14 @@ class SpectralNetwork(nn.Module):
         if self.start is not None:
             check_covered(self.start, tuple(part.prefix for part in parts))
         avoid = occupied({path.name: load(path) for path in self.spec.avoid}) if self.spec.avoid else None
-        file = base_file(self._args, parts)
+        file, cache = base_file(self._args, parts), BasisCache()
         done: list[tuple[Part, InjectedAdapter]] = []
         tell(Phase("decomposing the base's weights"))
         try:
             for part in parts:
+                originals = None if file is None else Originals(file, part)
+                if torch.cuda.is_available() and self.start is None and avoid is None:
+                    decompose_ahead(part, self.method, originals, cache, torch.device("cuda"))
                 _, adapter = inject(
                     part.module,
                     self.method,
@@ -327,8 +332,8 @@ class SpectralNetwork(nn.Module):
                     prefix=part.prefix,
                     start=self.start,
                     avoid=avoid,
-                    originals=None if file is None else Originals(file, part),
-                    cache=BasisCache(),
+                    originals=originals,
+                    cache=cache,
                     progress=lambda *at: tell(Progress(*at)),
                 )
                 done.append((part, adapter))

@@ -13,9 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..spectral.names import layer_names, norm_names
+from ..spectral.basis import decompose
+from ..spectral.cache import BasisCache
+from ..spectral.methods import Method
+from ..spectral.names import layer_names, modules_of, norm_names
+from ..spectral.targets import select
+from .events import Progress
 from .kohya_parts import Part
-from .kohya_say import notice
+from .kohya_say import notice, tell
 
 Weights = Mapping[str, Callable[[], Tensor]]
 
@@ -60,6 +65,23 @@ def base_file(args: Namespace | None, parts: Iterable[Part]) -> Weights | None:
     except BaseModelError as error:
         notice(f"the base's weights are taken as sd-scripts has loaded them, rounded where it has cast them: {error}")
         return None
+
+
+def decompose_ahead(
+    part: Part, method: Method, originals: Originals | None, cache: BasisCache, device: torch.device
+) -> None:
+    """Fill the cache with the bases of a part's layers, made on `device` one by one.
+
+    sd-scripts has its models on the CPU when the network is put on them, where those of SDXL take minutes.
+    """
+    modules = modules_of(part.module)
+    chosen = {modules[path] for path in select(part.module, part.targets)}
+    found = {name: part.module.get_submodule(path) for name, path in layer_names(part.module, part.prefix).items()}
+    layers = {name: layer for name, layer in found.items() if layer in chosen}
+    for done, (name, layer) in enumerate(layers.items(), start=1):
+        weight = layer.weight if originals is None else originals(name)
+        decompose(weight.detach().to(device), method.columns, cache=cache)
+        tell(Progress(done, len(layers), name))
 
 
 def _is_half(module: nn.Module) -> bool:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from ..spectral.container import LONG_VALUES, fitting
+from .kohya_say import notice
+
 _NONE = "None"  # how sd-scripts writes what is not set
+_TAGS = "ss_tag_frequency"
+_MOST_TAGS = 500  # of a folder, where there are too many for a file
 _LEFT_TO_US = ("ss_network_dim", "ss_network_alpha")
 
 
 def metadata_of(given: Mapping[str, str] | None) -> dict[str, str]:
-    """sd-scripts' metadata without what is not set there although the adapter itself knows it."""
-    given = given or {}
-    return {key: str(value) for key, value in given.items() if key not in _LEFT_TO_US or value != _NONE}
+    """sd-scripts' metadata, without what is not set there although the adapter itself knows it.
+
+    Also without what a file cannot hold, such as texts beyond its limits: a training must not be lost for its label.
+    Of tag counts too long for it the most frequent are kept.
+    """
+    said = {key: str(value) for key, value in (given or {}).items() if key not in _LEFT_TO_US or value != _NONE}
+    if len(said.get(_TAGS, "")) > LONG_VALUES[_TAGS]:
+        said[_TAGS] = json.dumps({folder: _frequent(tags) for folder, tags in _json(said[_TAGS]).items()})
+    kept = fitting(said)
+    if left := sorted(said.keys() - kept.keys()):
+        notice(f"left out of the file's metadata, because it is too long or no plain text: {', '.join(left)}.")
+    return kept
 
 
 def base_name(metadata: Mapping[str, str], checkpoint: str | None) -> str:
@@ -38,7 +53,7 @@ def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """
     if phrase := metadata.get("modelspec.trigger_phrase", ""):
         return tuple(word.strip() for word in phrase.split(",") if word.strip())
-    tags = _json(metadata.get("ss_tag_frequency"))
+    tags = _json(metadata.get(_TAGS))
     found = (tokens for folder, tokens, images in _folders(metadata) if _everywhere(tokens, tags.get(folder), images))
     return tuple(dict.fromkeys(found))
 
@@ -59,6 +74,10 @@ def _everywhere(tokens: str, tags: Mapping[str, int] | None, images: int) -> boo
     """Whether as many captions have the tokens as there are pictures."""
     whole = re.compile(rf"(?<!\w){re.escape(tokens.lower())}(?!\w)")
     return images > 0 and sum(n for tag, n in (tags or {}).items() if whole.search(tag.lower())) >= images
+
+
+def _frequent(tags: Mapping[str, int]) -> dict[str, int]:
+    return dict(Counter(tags).most_common(_MOST_TAGS))
 
 
 def _json(text: str | None) -> dict[str, Any]:
