@@ -105,9 +105,12 @@ def _train(entry: Entry, listen: _Told, stop: Callable[[], bool]) -> dict[str, A
 def _trainer(engine: Engine) -> Callable[..., Outcome]:
     """What trains; both take the same arguments and end alike. Raises SettingError where it is not set up here."""
     if engine == SD_SCRIPTS:
-        from ..sd_scripts import place, run
+        from ..sd_scripts import place
 
-        return partial(run.run, checkout=place.find())
+        checkout = place.find()  # before the libraries are loaded
+        from ..sd_scripts.run import run
+
+        return partial(run, checkout=checkout)
     from ...spectral.cache import BasisCache
     from ..loop import train
 

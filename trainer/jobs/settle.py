@@ -74,7 +74,8 @@ def checkpoint(entry: Entry) -> tuple[int | None, bool]:
 def outcome(entry: Entry, code: int | None) -> State:
     """The state of an active job whose child is gone; `code` is its exit status where it is known."""
     told = _told(entry)
-    if told is None:
+    if told is None or (told.get("reason") == "failed" and _was_ended(entry.folder / STOP)):
+        # Of a family that is ended, the child may still say how the others failed it.
         return _died(entry, code)
     status = _STATUS.get(str(told.get("reason")), "failed")
     adapter = told.get("adapter")

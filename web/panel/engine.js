@@ -32,7 +32,7 @@ export function isOther(name) {
 export function engineChoice({ t, api }, { engines, label, request, choose, told }) {
   const choices = engineField(t, engines, choose);
   const hint = hintLine(t, engines);
-  const says = h("ul", { class: "engine-says small", "data-test": "engine-says", "aria-live": "polite", hidden: true });
+  const says = h("ul", { class: "notices small", "data-test": "engine-says", "aria-live": "polite", hidden: true });
   const root = h("div", { class: "stack tight" }, choices.root, hint, says);
   const only = newest();
   let chosen = BUILT_IN;

@@ -116,7 +116,7 @@ class NewTraining {
     const labels = new Map(this.form.settings.map(({ name, label }) => [name, label]));
     return engineChoice(this.ctx, {
       engines: this.form.engines,
-      label: (name) => (name === "base" ? t("base.label") : settingLabel(t, name, labels.get(name))),
+      label: (name) => (name === "base" ? t("base.title") : settingLabel(t, name, labels.get(name))),
       request: () => this.#estimable(),
       choose: (engine) => this.draft.change({ engine }),
       told: () => this.#ready(),
