@@ -18,6 +18,7 @@ from training import METHODS, RATES
 
 import spectral_adapters as sa
 from spectral_adapters.spectral import names
+from spectral_adapters.spectral.column_plan import plan_columns
 from spectral_adapters.spectral.errors import SettingError, WrongBaseError
 from spectral_adapters.spectral.layer import inject
 from spectral_adapters.spectral.targets import select
@@ -29,6 +30,7 @@ from spectral_adapters.trainer.kohya_args import ARGUMENTS, read_arguments
 from spectral_adapters.trainer.kohya_base import decompose_ahead
 from spectral_adapters.trainer.kohya_parts import chosen_parts
 from spectral_adapters.trainer.losses import draw
+from spectral_adapters.trainer.plan_file import write_plan
 from spectral_adapters.trainer.run import Run
 from spectral_adapters.trainer.setup import gather, set_up
 from spectral_adapters.trainer.spec import TrainSpec
@@ -439,6 +441,21 @@ def test_bases_follow_the_model_to_its_device(base):
     assert all(p.device.type == "meta" for p in network.parameters())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_base_in_8_bits_is_trained_on(base, method):
+    """As with --fp8_base: the weights are cast after they have been decomposed."""
+    unet = copy.deepcopy(base.unet)
+    network = kohya.create_network(1.0, None, 1, None, base.text_encoder, unet, method=method, targets=CROSS)
+    network.apply_to(base.text_encoder, unet)
+    layer = nn.Module.to(unet.get_submodule(CROSS), torch.float8_e4m3fn)
+    network.prepare_grad_etc(base.text_encoder, unet)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.randn(2, 5, layer.in_features))
+        y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16 and y.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
 @pytest.mark.parametrize("method", ["additive", "svdiff"])
 def test_decompositions_made_ahead_are_those_that_are_then_used(base, tmp_path, method):
     cache = sa.BasisCache(tmp_path / "ahead")
@@ -502,6 +519,17 @@ def test_arguments_are_the_settings_of_our_own_training():
     spec = read_arguments(None, {"method": "soda", "rank": "4", "text_targets": "all", "weight_decay": "0.1"})
     assert (spec.method, spec.rank, spec.text_targets, spec.weight_decay) == ("soda", 4, "all", 0.1)
     assert spec.rotation == "cayley"
+
+
+def test_columns_may_come_from_a_plan_or_from_what_others_leave_free(base, host, tmp_path):
+    write_plan(plan_columns(["cat", "dog"], rank=4), tmp_path / "plan.json")
+    planned = host([f"column_plan={tmp_path / 'plan.json'}", "concept=dog"])
+    path = planned.save(tmp_path / "dog.safetensors")
+    planned.network.remove()
+    assert {layer.indices for layer in sa.load(path).layers.values()} == {(4, 5, 6, 7)}
+
+    beside = host(["columns=top:4@4", f"avoid={path}"])
+    assert {layer.indices for layer in beside.network.adapter.layers.values()} == {(8, 9, 10, 11)}
 
 
 @pytest.mark.parametrize(

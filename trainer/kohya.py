@@ -33,7 +33,7 @@ from .events import Phase, Progress
 from .kohya_args import OF_FILE, read_arguments
 from .kohya_base import Originals, base_file, decompose_ahead
 from .kohya_groups import TextRates, groups_of, rates_of
-from .kohya_parts import Part, TextEncoders, chosen_parts, parts_of, parts_of_file
+from .kohya_parts import Part, TextEncoders, chosen_parts, parts_of, parts_of_file, trained_parts
 from .kohya_say import notice, tell
 from .spec import TrainSpec
 
@@ -154,11 +154,8 @@ class SpectralNetwork(nn.Module):
 
         Raises SpectralError for columns, adapters or weights that do not fit.
         """
-        self.injected = self._inject(self._trained(text_encoder, unet, apply_text_encoder, apply_unet))
-        self.adapter = join(adapter for _, adapter in self.injected)
-        self.set_multiplier(self.multiplier)
-        self._register()
-        layers, numbers = len(self.adapter.layers), self.adapter.parameter_count
+        self._put_on(trained_parts(self.parts, parts_of(text_encoder, unet), apply_text_encoder, apply_unet))
+        layers, numbers = len(self._adapter.layers), self._adapter.parameter_count
         notice(
             f"{self.method.name}, columns {self.method.columns.text}: {layers} layers, {numbers:,} numbers to train."
         )
@@ -170,12 +167,8 @@ class SpectralNetwork(nn.Module):
         """
         if self.started_from != Path(file):
             self.start, self.started_from = load(file), Path(file)
-            parts = [part for part, _ in self.injected]
             self.remove()
-            self.injected = self._inject(parts)
-            self.adapter = join(adapter for _, adapter in self.injected)
-            self.set_multiplier(self.multiplier)
-            self._register()
+            self._put_on([part for part, _ in self.injected])
         return f"{len(self._adapter.layers)} layers of {self.method.name}"
 
     def remove(self) -> None:
@@ -295,22 +288,11 @@ class SpectralNetwork(nn.Module):
         frames = self._adapter.layers[layer].frames
         return "" if frames is None else frames.fingerprint[:FINGERPRINT_DIGITS]
 
-    def _trained(self, text_encoder: TextEncoders, unet: nn.Module, with_text: bool, with_unet: bool) -> list[Part]:
-        """The parts to put the adapter on: those with layers that sd-scripts' options let be trained."""
-        here = parts_of(text_encoder, unet)
-        wanted = [Part(p.field, *here[p.field], p.targets) for p in self.parts if p.trained]
-        kept = [part for part in wanted if (with_unet if part.field == "unet" else with_text)]
-        if not kept:
-            raise SettingError(
-                "sd-scripts trains only the other half of the model, for which targets or text_targets choose nothing; "
-                "leave network_train_unet_only or network_train_text_encoder_only out, or set the targets"
-            )
-        for part in wanted:
-            if part not in kept:
-                notice(
-                    f"the layers chosen of the {part.field} are not trained: sd-scripts' options leave that part out."
-                )
-        return kept
+    def _put_on(self, parts: list[Part]) -> None:
+        self.injected = self._inject(parts)
+        self.adapter = join(adapter for _, adapter in self.injected)
+        self.set_multiplier(self.multiplier)
+        self._register()
 
     def _inject(self, parts: list[Part]) -> list[tuple[Part, InjectedAdapter]]:
         """An adapter on every part; on failure none is left on."""

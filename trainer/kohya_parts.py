@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import nn
 
 from ..spectral.adapter import Adapter
 from ..spectral.errors import SettingError, WrongBaseError
-from ..spectral.names import TEXT_PREFIXES, UNET_PREFIX, layer_names, modules_of
+from ..spectral.names import TEXT_PREFIXES, TEXT_PROJECTION, UNET_PREFIX, layer_names, modules_of
 from ..spectral.targets import Preset, Targets, select
+from .kohya_say import say
+from .kohya_say import notice
 from .spec import TrainSpec
 
 Field = Literal["unet", "text_encoder", "text_encoder_2"]
 TextEncoders = nn.Module | Sequence[nn.Module] | None
+_PROJECTION = "text_projection"
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,7 @@ def chosen_parts(spec: TrainSpec, text_encoder: TextEncoders, unet: nn.Module) -
         raise SettingError(
             f"{name}={wanted[lacking]!r}, but this model has {len(found) - 1} text encoders; leave it out"
         )
-    parts = [Part(f, *found[f], targets) for f, targets in wanted.items() if f in found]
-    for part in parts:
-        select(part.module, part.targets)
+    parts = [_readable(Part(f, *found[f], targets)) for f, targets in wanted.items() if f in found]
     if not any(part.trained for part in parts):
         raise SettingError('targets and text_targets are both "none", so there is nothing to train')
     return parts
@@ -68,6 +69,11 @@ def chosen_parts(spec: TrainSpec, text_encoder: TextEncoders, unet: nn.Module) -
 
 def parts_of_file(adapter: Adapter, text_encoder: TextEncoders, unet: nn.Module) -> list[Part]:
     """The parts with exactly the layers that an adapter file has. Raises WrongBaseError for layers of another model."""
+    if TEXT_PROJECTION in adapter.layers:
+        raise SettingError(
+            f"the adapter changes {TEXT_PROJECTION}, which sd-scripts reads transposed from a checkpoint and which it "
+            "therefore cannot go on training; train without sd-scripts"
+        )
     found = parts_of(text_encoder, unet)
     parts, known = [], set()
     for field, (module, prefix) in found.items():
@@ -81,6 +87,39 @@ def parts_of_file(adapter: Adapter, text_encoder: TextEncoders, unet: nn.Module)
             f"on another kind of model{f' ({adapter.base_name})' if adapter.base_name else ''}"
         )
     return parts
+
+
+def _readable(part: Part) -> Part:
+    """The part without the projection of SDXL's pooled text. Raises SettingError where nothing is chosen.
+
+    sd-scripts (0.10.1) does not transpose it when it reads a checkpoint in one file, as OpenCLIP's layout asks: what it
+    would train there is a layer of no model that the file is used with.
+    """
+    chosen = select(part.module, part.targets)
+    if part.field != "text_encoder_2" or _PROJECTION not in chosen:
+        return part
+    say(f"{_PROJECTION} of the {part.field} is not trained: sd-scripts reads it transposed.")
+    return replace(part, targets=[path for path in chosen if path != _PROJECTION])
+
+
+def trained_parts(
+    parts: Sequence[Part], here: dict[Field, tuple[nn.Module, str]], with_text: bool, with_unet: bool
+) -> list[Part]:
+    """The parts to put an adapter on: those with layers, in the halves of the model that sd-scripts' options train.
+
+    here: the modules to put it on. Raises SettingError where nothing is left.
+    """
+    wanted = [Part(part.field, *here[part.field], part.targets) for part in parts if part.trained]
+    kept = [part for part in wanted if (with_unet if part.field == "unet" else with_text)]
+    if not kept:
+        raise SettingError(
+            "sd-scripts trains only the other half of the model, for which targets or text_targets choose nothing; "
+            "leave network_train_unet_only or network_train_text_encoder_only out, or set the targets"
+        )
+    for part in wanted:
+        if part not in kept:
+            notice(f"the layers chosen of the {part.field} are not trained: sd-scripts' options leave that part out.")
+    return kept
 
 
 def _targets(module: nn.Module, wanted: set[nn.Module]) -> Targets:

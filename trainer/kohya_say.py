@@ -43,5 +43,5 @@ def notice(text: str) -> None:
 
 def _sentence(event: Event) -> str:
     if isinstance(event, Progress):
-        return f"decomposed {event.done} of {event.total} layers: {event.item}"
+        return f"decomposed {event.done} of {event.total} layers of the model: {event.item}"
     return event.name if isinstance(event, Phase) else event.text if isinstance(event, Notice) else str(event)
