@@ -12,7 +12,6 @@ from ..spectral.adapter import Adapter
 from ..spectral.errors import SettingError, WrongBaseError
 from ..spectral.names import TEXT_PREFIXES, TEXT_PROJECTION, UNET_PREFIX, layer_names, modules_of
 from ..spectral.targets import Preset, Targets, select
-from .kohya_say import say
 from .kohya_say import notice
 from .spec import TrainSpec
 
@@ -98,7 +97,7 @@ def _readable(part: Part) -> Part:
     chosen = select(part.module, part.targets)
     if part.field != "text_encoder_2" or _PROJECTION not in chosen:
         return part
-    say(f"{_PROJECTION} of the {part.field} is not trained: sd-scripts reads it transposed.")
+    notice(f"{_PROJECTION} of the {part.field} is not trained: sd-scripts reads it transposed.")
     return replace(part, targets=[path for path in chosen if path != _PROJECTION])
 
 
