@@ -53,6 +53,8 @@ import time
 from pathlib import Path
 
 from library import train_util
+from spectral_adapters.trainer.events import Progress
+from spectral_adapters.trainer.kohya_say import tell
 
 HERE = Path(__file__).parent
 
@@ -129,7 +131,7 @@ class NetworkTrainer:
         for done in range(len(pictures) + 1):
             print(f"\\r {done * 100 // len(pictures)}%|##  | {done}/{len(pictures)} [00:00<00:00]", end="", flush=True)
         print(f"\\nimport network module: {args.network_module}", flush=True)
-        print("spectral_adapters: decomposed 2 of 2 layers of the UNet: lora_unet_one", flush=True)
+        tell(Progress(2, 2, "lora_unet_one"))  # as the network module does
         self.network, self.accelerator, self.validations = Network(), Accelerator(args), 0
         offset = 0
         if args.resume:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ...spectral.errors import Cancelled, SpectralError
+from .. import kohya_say
 from ..checkpoint import Checkpoints
 from ..events import Checkpointed, Phase, Reason, Sampled, Step, Validated
 from ..run_folder import Requests
@@ -61,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(job: Job, watch: Watch) -> None:
     """As the last lines of sd-scripts' own train_network.py."""
+    kohya_say.heard_by(say)
     sys.path.insert(0, job.checkout)
     sys.argv = [str(Path(job.checkout) / f"{job.trainer[0]}.py"), "--config_file", job.config]
     module = import_module(job.trainer[0])

@@ -25,7 +25,6 @@ _PHASES = (
     ("generating sample images at step", "sampling"),
 )
 _BAR = re.compile(r"(?:^|:\s*)\d+%\|[^|]*\| *(\d+)/(\d+) \[")
-_DECOMPOSED = re.compile(r"spectral_adapters: decomposed (\d+) of (\d+) layers of the .*?: (.*)")  # kohya_say's
 _OWN_BAR = "steps:"  # of the training: its steps are told by our part
 _EVERY = 0.5  # seconds between two events of one bar
 _KEPT = 60  # last lines, for the sentence of an error
@@ -64,18 +63,18 @@ class Reader:
 
     def _event(self, event: Event) -> None:
         if isinstance(event, Phase):
+            if event.name == self._phase:
+                return
             self._phase = event.name
             self.begun = self.begun or event.name == "training"
         self._tell(event)
 
     def _plain(self, line: str) -> None:
         for text, phase in _PHASES:
-            if text in line and phase != self._phase:
+            if text in line:
                 self._event(Phase(phase))
                 return
-        if found := _DECOMPOSED.fullmatch(line):
-            self._tell(Progress(int(found[1]), int(found[2]), found[3]))
-        elif (bar := _BAR.search(line)) and self._phase not in ("", "training") and not line.startswith(_OWN_BAR):
+        if (bar := _BAR.search(line)) and self._phase not in ("", "training") and not line.startswith(_OWN_BAR):
             self._progress(int(bar[1]), int(bar[2]))
 
     def _progress(self, done: int, total: int) -> None:

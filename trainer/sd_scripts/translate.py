@@ -280,7 +280,6 @@ def _saving(spec: TrainSpec, work: Work) -> dict[str, Any]:
         "output_dir": str(work.out),
         "output_name": spec.out.stem,
         "save_model_as": "safetensors",
-        "save_precision": "float",
         "save_every_n_steps": spec.checkpoint_every or None,
         "save_state": True,
         "resume": None if work.resume is None else str(work.resume),
