@@ -98,7 +98,7 @@ def _readable(part: Part) -> Part:
     if part.field != "text_encoder_2" or _PROJECTION not in chosen:
         return part
     notice(f"{_PROJECTION} of the {part.field} is not trained: sd-scripts reads it transposed.")
-    return replace(part, targets=[path for path in chosen if path != _PROJECTION])
+    return replace(part, targets=[path for path in chosen if path != _PROJECTION] or "none")
 
 
 def trained_parts(
