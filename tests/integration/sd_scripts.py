@@ -69,8 +69,10 @@ def write_masks(folder: Path, value: int) -> Path:
 
 def write_draws(path: Path, steps: int) -> Path:
     """Noise and timesteps for every picture and step, for `sd_scripts_inside`."""
-    noise = torch.randn(steps, len(CAPTIONS), 4, SIZE // 8, SIZE // 8)
-    save_file({"noise": noise, "timesteps": torch.randint(1000, (steps, len(CAPTIONS)))}, path)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(steps, len(CAPTIONS), 4, SIZE // 8, SIZE // 8, generator=generator)
+    timesteps = torch.randint(1000, (steps, len(CAPTIONS)), generator=generator)
+    save_file({"noise": noise, "timesteps": timesteps}, path)
     return path
 
 
@@ -123,6 +125,7 @@ class SdScripts:
 
     def train_drawn(self, plan: dict, pictures: Path, out: Path, *arguments: str) -> str:
         """`train` with the random draws of `sd_scripts_inside`."""
+        out.parent.mkdir(exist_ok=True)
         written = out.with_suffix(".plan.json")
         written.write_text(json.dumps(plan), encoding="utf-8")
         return self.train(pictures, out, *arguments, script=HERE / "sd_scripts_inside.py", before=(str(written),))

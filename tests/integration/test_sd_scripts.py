@@ -28,7 +28,7 @@ LAYERS = (f"targets={FEW}", f"text_targets={FEW_TEXT}")
 SETTINGS = {
     "svdiff": ("--network_args", "method=svdiff", "norms=true", *LAYERS),
     "additive": ("--network_dim=4", "--network_args", "method=additive", *LAYERS),
-    "rotation": ("--network_args", "method=rotation", "columns=2-5", *LAYERS),
+    "rotation": ("--network_args", "method=rotation", "columns=top:4@2", *LAYERS),
     "soda": ("--network_args", "method=soda", *LAYERS),
 }
 STIEFEL = ("--network_args", "method=soda", "rotation=stiefel", *LAYERS)
@@ -127,7 +127,7 @@ def test_info_knows_base_and_trigger_word(scripts, trained):
     assert info.base_name == scripts.base.stem
     assert info.base_hash == metadata_of(trained["additive"])["ss_new_sd_model_hash"]
     assert info.trigger_words == ["sks mug"]
-    assert info.columns == "0-3"
+    assert info.columns == "top:4"
 
 
 def test_rates_are_of_their_groups_and_the_state_holds_the_trained_tensors_alone(scripts, work):
@@ -195,6 +195,22 @@ def test_going_on_from_a_file_begins_with_exactly_its_numbers(method, scripts, t
         found = load_file(out)
         assert found.keys() == expected.keys()
         assert [key for key, value in expected.items() if not torch.equal(found[key], value)] == []
+
+
+def test_a_merged_file_gives_the_loss_of_the_file_put_on(scripts, trained, work):
+    """--base_weights, against --network_weights and against the base; strongly, for two steps change little."""
+    losses, strong = {}, work / "strong.safetensors"
+    scripts.train(work / "pictures", strong, "--learning_rate=0.05", *SETTINGS["additive"])
+    draws = sd_scripts.write_draws(work / "one.safetensors", 1)
+    ways = {"merged": (f"--base_weights={strong}",), "put on": (f"--network_weights={strong}",), "base": ()}
+    for name, told in ways.items():
+        out, seen = work / "merged" / f"{name[:3]}.safetensors", work / f"{name[:3]}.seen"
+        plan = {"script": "train_network", "draws": str(draws), "captions": sd_scripts.CAPTIONS, "narrow": None}
+        plan |= {"first": 0, "seen": str(seen)}
+        told = ("--train_batch_size=3", *STILL, *told, *SETTINGS["additive"])
+        scripts.train_drawn(plan, work / "pictures", out, *told)
+        losses[name] = float(load_file(seen)["losses"][0])
+    assert abs(losses["merged"] - losses["put on"]) < 0.02 * abs(losses["base"] - losses["put on"])
 
 
 def masked_dataset(work: Path, value: int) -> Path:
