@@ -48,6 +48,7 @@ import argparse
 import json
 import math
 import os
+import random
 import shutil
 import time
 from pathlib import Path
@@ -73,6 +74,9 @@ class Parameter:
 
 
 class Network:
+    def on_epoch_start(self, text_encoder, unet):
+        pass
+
     def named_parameters(self):
         return [("lora_unet_one.delta", Parameter()), ("lora_te_two.delta", Parameter())]
 
@@ -111,6 +115,8 @@ class NetworkTrainer:
     ):
         behave = json.loads((HERE / "behave.json").read_text())
         self.calls = getattr(self, "calls", 0) + is_train
+        if is_train:
+            self.note({"forward": random.random()})
         time.sleep(behave.get("seconds", 0))
         if is_train and self.calls == behave.get("fail_at"):
             raise ValueError(behave["error"])
@@ -120,6 +126,9 @@ class NetworkTrainer:
             return Loss(math.nan)
         losses = behave.get("held_out", [0.5])
         return Loss(1 / self.calls if is_train else losses[min(self.validations, len(losses) - 1)])
+
+    def post_process_network(self, args, accelerator, network, text_encoders, unet):
+        pass
 
     def train(self, args):
         print("INFO     prepare images.", flush=True)
@@ -133,6 +142,7 @@ class NetworkTrainer:
         print(f"\\nimport network module: {args.network_module}", flush=True)
         tell(Progress(2, 2, "lora_unet_one"))  # as the network module does
         self.network, self.accelerator, self.validations = Network(), Accelerator(args), 0
+        self.post_process_network(args, self.accelerator, self.network, [], None)
         offset = 0
         if args.resume:
             assert (Path(args.resume) / "optimizer.bin").is_file()
@@ -168,6 +178,8 @@ class NetworkTrainer:
         if args.sample_at_first:
             self.sample(args, 0, "e000000")
         for epoch in range(first, epochs):
+            self.network.on_epoch_start(None, None)
+            self.note({"epoch": epoch, "drawn": random.random()})
             for batch in range(skip if epoch == first else 0, batches):
                 self.accelerator.sync_gradients = (batch + 1) % share == 0 or batch == batches - 1
                 self.forward(args, True)

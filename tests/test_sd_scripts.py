@@ -37,8 +37,9 @@ from spectral_adapters.trainer.run_folder import ask
 from spectral_adapters.trainer.sd_scripts import launch, place, toml, translate, wire
 from spectral_adapters.trainer.sd_scripts.checkout import check_python, open_checkout
 from spectral_adapters.trainer.sd_scripts.data import lay_out
+from spectral_adapters.trainer.sd_scripts.prepare import FOLDER, prepare, work_of, written
 from spectral_adapters.trainer.sd_scripts.progress import Reader, lines
-from spectral_adapters.trainer.sd_scripts.run import FOLDER, LOG, dry_run, prepare, run, work_of, written
+from spectral_adapters.trainer.sd_scripts.run import LOG, dry_run, run
 
 try:
     import tomllib
@@ -229,7 +230,7 @@ def _written(spec, tmp_path):
     prepared = prepare(spec, lambda _: None, lambda: False, dry=True)
     work = work_of(spec, spec.run_folder / FOLDER, prepared, None)
     vocabulary = work.tokenizers and "given"  # its place is the same whichever it is
-    return vocabulary, sorted(written(spec, work, prepared.layout).items())
+    return vocabulary, sorted(written(spec, work, prepared).items())
 
 
 def test_the_config_of_a_rich_training(spec, checkout):
@@ -446,7 +447,7 @@ def test_a_stopped_run_goes_on_where_it_was(spec, checkout, accumulation):
     with pytest.raises(SettingError, match="--resume"):
         run(spec, checkout)
     second, heard = trained(spec, checkout, resume=True)
-    assert fake.noted(checkout.folder)[-1] == {"resumed": first.steps}
+    assert {"resumed": first.steps} in fake.noted(checkout.folder)
     assert (second.reason, second.steps, len(second.losses)) == ("finished", 9, 9)
     assert second.losses[: first.steps] == first.losses
     assert heard.of(Resumed)[0].step == first.steps
@@ -454,6 +455,31 @@ def test_a_stopped_run_goes_on_where_it_was(spec, checkout, accumulation):
     assert spec.out.is_file()
     with pytest.raises(SettingError, match="exists already"):
         run(spec, checkout, resume=True)
+
+
+def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(spec, checkout, tmp_path):
+    whole = replace(spec, steps=15, checkpoint_every=1)  # passes of 6 steps
+    run(whole, checkout)
+    expected = drawn(checkout)
+    for number, at in enumerate((3, 6, 14)):
+        parted = replace(whole, out=tmp_path / f"{number}.safetensors")
+        fake.behave(checkout.folder, fail_at=at + 1, error="stopped")
+        with pytest.raises(SpectralError, match="stopped"):
+            run(parted, checkout)
+        fake.behave(checkout.folder)
+        drawn(checkout)
+        run(parted, checkout, resume=True)
+        passes, forwards = drawn(checkout)
+        assert forwards == expected[1][at:], at
+        assert passes == {epoch: value for epoch, value in expected[0].items() if epoch in passes}, at
+        assert set(passes) == set(range(at // 6, 3))
+
+
+def drawn(checkout):
+    """What was drawn since the last call: {pass: number}, and a number per forward."""
+    seen = fake.noted(checkout.folder)
+    (checkout.folder / "noted.jsonl").unlink()
+    return {e["epoch"]: e["drawn"] for e in seen if "epoch" in e}, [e["forward"] for e in seen if "forward" in e]
 
 
 def test_a_resumed_run_refuses_other_settings_and_says_accepted_ones(spec, checkout):
@@ -471,10 +497,10 @@ def test_a_resumed_run_refuses_other_settings_and_says_accepted_ones(spec, check
 def test_a_run_that_was_killed_at_its_end_only_writes_the_adapter(spec, checkout):
     run(spec, checkout)
     spec.out.unlink()
-    before = len(fake.noted(checkout.folder))
+    before = fake.noted(checkout.folder)
     outcome, _ = trained(spec, checkout, resume=True)
     assert outcome.steps == 5 and spec.out.is_file()
-    assert len(fake.noted(checkout.folder)) == before
+    assert fake.noted(checkout.folder) == before
 
 
 def test_a_checkpoint_of_our_own_trainer_is_not_gone_on_with(spec, checkout):

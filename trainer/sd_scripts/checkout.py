@@ -18,7 +18,12 @@ LEAST = "0.10.0"
 TRIED = "0.10.1"
 # What the trainers have that is counted on, by file; 0.10.0 is the first version with all of it.
 _MARKS = {
-    "train_network.py": ("class NetworkTrainer", "def process_batch(", "def setup_parser(", "skip_until_initial_step"),
+    "train_network.py": (
+        "class NetworkTrainer",
+        "def process_batch(",
+        "def post_process_network(",
+        "def setup_parser(",
+    ),
     "sdxl_train_network.py": ("class SdxlNetworkTrainer", "def setup_parser("),
     "library/train_util.py": ("def read_config_from_file(", "def save_and_remove_state_stepwise("),
 }

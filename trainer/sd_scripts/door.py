@@ -2,7 +2,9 @@
 
 Its class is derived from, as its own trainers for other models do, and one method is listened to: `process_batch`,
 which makes the loss of a micro-batch. Whatever is to happen after a step (a checkpoint, samples, a validation) is asked
-for through its own options, which it reads anew at every step. Nothing of sd-scripts is changed or replaced.
+for through its own options, which it reads anew at every step. Random generators are seeded at each step and at each
+pass over the pictures, so that a resumed run draws what an uninterrupted one would have drawn. Nothing of sd-scripts is
+changed or replaced.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
+import random
 import sys
 import time
 import traceback
@@ -19,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ...spectral.errors import Cancelled, SpectralError
-from .. import kohya_say
+from .. import kohya_say, seeds
 from ..checkpoint import Checkpoints
 from ..events import Checkpointed, Phase, Reason, Sampled, Step, Validated
 from ..run_folder import Requests
@@ -79,6 +82,10 @@ def _followed(trainer: type, watch: Watch) -> type:
     signature = inspect.signature(trainer.process_batch)
 
     class Followed(trainer):
+        def post_process_network(self, args: Any, accelerator: Any, network: Any, *models: Any) -> None:
+            super().post_process_network(args, accelerator, network, *models)
+            watch.follow_passes(network)
+
         def process_batch(self, *given: Any, **named: Any) -> Any:
             known = signature.bind(self, *given, **named)
             known.apply_defaults()
@@ -113,10 +120,24 @@ class Watch:
         self._held_out: list[float] = []
         self._pending: dict[str, Any] | None = None  # a step whose forwards are done, with what it asked for
         self._validated_at: int | None = None
+        self._goes_on = job.skips  # inside the pass over the pictures in which it was stopped
         self._streak = 0
         self._started, self._seconds = 0.0, deque(maxlen=20)
 
     # --- around a forward
+
+    def follow_passes(self, network: Any) -> None:
+        """Seed the order of the pictures at the beginning of each pass over them, which the network is told of."""
+        begin = network.on_epoch_start
+
+        def on_epoch_start(*models: Any) -> Any:
+            if not self._goes_on:
+                self.tally.pass_began = self.tally.step + (self._pending is not None)
+            self._goes_on = False
+            self._seed(seeds.ORDER, self.tally.pass_began)
+            return begin(*models)
+
+        network.on_epoch_start = on_epoch_start
 
     def before(self, accelerator: Any, network: Any, learns: bool) -> None:
         """Before a forward: what came before it is complete."""
@@ -128,6 +149,7 @@ class Watch:
         if not self._planned:
             self._plan(accelerator, network)
         if not self._losses:
+            self._seed(seeds.STEP, self.tally.step)
             self._started = time.perf_counter()
 
     def after(self, options: argparse.Namespace, accelerator: Any, loss: float, learns: bool) -> None:
@@ -211,6 +233,14 @@ class Watch:
             raise _Over("finished")
         if self.job.patience and self.tally.waited >= self.job.patience:
             raise _Over("converged")
+
+    def _seed(self, *place: int) -> None:
+        """Make what sd-scripts draws a function of the run's seed and a place in the run."""
+        number = seeds.stream(self.job.spec["seed"], *place)
+        random.seed(number)
+        for name, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
+            if (module := sys.modules.get(name)) is not None:
+                getattr(module, seed)(number % 2**32)
 
     # --- what is told
 

@@ -23,22 +23,18 @@ from .. import resume as resuming
 from ..checkpoint import ADAPTER
 from ..ending import Outcome
 from ..events import Ended, Event, Listener, Notice, Phase, Plan, Reason, Resumed, Saved, silent
-from ..folder import Folder, scan
 from ..journal import Journal
-from ..native import Kind, kind, native
 from ..overview import draw
-from ..pictures import FULL_STEP, bucket_sizes
 from ..run_folder import RunFolder, ask
 from ..spec import TrainSpec
-from ..tokenizers import VOCABULARY, vocabulary
-from . import launch, toml, translate
+from . import launch, translate
 from .checkout import Checkout, check_python
-from .data import Layout, lay_out, planned, shown
+from .data import lay_out
+from .prepare import FOLDER, Prepared, plan, prepare, work_of, write, written
 from .progress import Reader, lines
 from .translate import OUT
 from .wire import JOB, STATE, TALLY, Job, Tally
 
-FOLDER = "sd-scripts"  # in the run's folder
 LOG = "output.log"
 _LOOK = 0.3  # seconds between two looks at whether to stop
 
@@ -74,17 +70,6 @@ def run(
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is known before sd-scripts is started. content: hashes by setting, for resumes."""
-
-    kind: Kind
-    resolution: int
-    folder: Folder
-    layout: Layout
-    content: dict[str, str]
-
-
-@dataclass(frozen=True)
 class DryRun:
     """What would be started, and the files that it would read."""
 
@@ -102,69 +87,7 @@ def dry_run(spec: TrainSpec, checkout: Checkout, tell: Listener = silent) -> Dry
     work = work_of(spec, spec.run_folder.absolute() / FOLDER, prepared, None)
     for remark in translate.remarks(spec):
         tell(Notice(remark))
-    return DryRun(launch.command(checkout, work.folder / JOB), written(spec, work, prepared.layout))
-
-
-def prepare(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], *, dry: bool = False) -> Prepared:
-    """Look at the base and every picture. Raises SpectralError for what cannot be used.
-
-    dry: class pictures that are missing are not made, and no hashes are taken.
-    """
-    tell(Phase("looking at the base model"))
-    model, size = kind(spec.base, spec.prediction), native(spec.base, spec.prediction)
-    if model is None or size is None:
-        raise SettingError(
-            f"base={spec.base}: found no model that sd-scripts trains; expected a .safetensors checkpoint or a "
-            "diffusers folder of Stable Diffusion 1.x, 2.x or XL"
-        )
-    resolution = spec.pixels(size.resolution, size.multiple)
-    sizes = bucket_sizes(resolution, max(size.multiple, FULL_STEP), spec.buckets)
-    tell(Phase("checking the pictures"))
-    beside = [spec.run_folder, *filter(None, (spec.class_images, spec.validation_images, spec.cache_dir))]
-    folder = scan(
-        spec.images, trigger=spec.trigger, masks=spec.masks, alpha_masks=spec.alpha_masks, sizes=sizes,
-        exclude=beside, listen=tell,
-    )  # fmt: skip
-    held = scan(spec.validation_images, trigger=spec.trigger, sizes=sizes) if spec.validation_images else None
-    classes = _classes(spec, tell, stop, dry)
-    for found in filter(None, (folder, held, classes)):
-        for notice in found.require(spec.skip_bad):
-            tell(Notice(notice))
-    layout = planned(spec.run_folder.absolute() / FOLDER, shown(spec, folder, held, classes), spec.mask_floor)
-    return Prepared(model, resolution, folder, layout, {} if dry else _content(spec, folder, held))
-
-
-def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], dry: bool) -> Folder | None:
-    """The class pictures of prior preservation, of which our own sampler makes what is missing."""
-    if not spec.class_prompt:
-        return None
-    from ..prior import class_folder, make_class_pictures, missing_pictures
-
-    path = class_folder(spec)
-    missing = missing_pictures(path, spec)
-    if missing and dry:
-        tell(Notice(f"{len(missing)} class pictures are made before the training; the files below do not show them."))
-        return scan(path, trigger=spec.class_prompt) if len(missing) < spec.class_count else None
-    if missing:
-        from ..models import load_base
-
-        tell(Phase("loading the base model"))
-        make_class_pictures(load_base(spec.base, spec.tokenizer, prediction=spec.prediction), spec, tell, stop)
-    return scan(path, trigger=spec.class_prompt, listen=tell)
-
-
-def _content(spec: TrainSpec, folder: Folder, held: Folder | None) -> dict[str, str]:
-    """As `setup.Material.content`, without loading the base."""
-    base = Path(spec.base).expanduser()
-    weights = sorted((base / "unet").glob("*.safetensors")) if base.is_dir() else [base]
-    found = {"base": ",".join(map(files.digest, weights)), "images": folder.hash}
-    if held is not None:
-        found["validation_images"] = held.hash
-    if spec.start_from is not None:
-        found["start_from"] = files.digest(spec.start_from)
-    if spec.column_plan is not None:
-        found["column_plan"] = str(spec.chosen_columns)
-    return found
+    return DryRun(launch.command(checkout, work.folder / JOB), written(spec, work, prepared))
 
 
 def _latest(journal: Journal) -> Path | None:
@@ -236,10 +159,7 @@ class _Session:
         spec, prepared = self.spec, self.prepared
         work = work_of(spec, self.folder, prepared, state)
         shutil.rmtree(work.out, ignore_errors=True)
-        if work.tokenizers is not None:
-            _copy_tokenizers(vocabulary(spec.tokenizer), work.tokenizers)
-        for path, text in written(spec, work, prepared.layout).items():
-            path.write_text(text, encoding="utf-8")
+        write(spec, work, prepared)
         path = self.folder / JOB
         _job(spec, self.checkout, work, prepared, self.tally, self.journal.path).write(path)
         return path
@@ -368,27 +288,12 @@ class _Session:
                 return f"Stopped at step {step} of {steps}, {go_on}.{where}"
 
 
-def written(spec: TrainSpec, work: translate.Work, layout: Layout) -> dict[Path, str]:
-    """The files that sd-scripts reads, as texts."""
-    found = {
-        work.config: toml.dumps(translate.config(spec, work, layout)),
-        work.dataset: toml.dumps(translate.dataset(spec, work, layout)),
-    }
-    if spec.sample_prompts:
-        size = _commonest(work.resolution, spec, layout)
-        found[work.prompts] = json.dumps(translate.prompts(spec, size), indent=1, ensure_ascii=False)
-    return found
-
-
-def _commonest(resolution: int, spec: TrainSpec, layout: Layout) -> tuple[int, int]:
-    return layout.sizes(bucket_sizes(resolution, FULL_STEP, spec.buckets)).most_common(1)[0][0]
-
-
 def _job(spec: TrainSpec, checkout: Checkout, work: translate.Work, prepared: Prepared, tally: Tally, run: Path) -> Job:
     validates = bool(prepared.layout.count("validation"))
     return Job(
         checkout=str(checkout.folder),
         trainer=checkout.trainer(prepared.kind.family),
+        skips=work.skips(spec),
         config=str(work.config),
         run=str(run),
         out=str(work.out),
@@ -402,54 +307,8 @@ def _job(spec: TrainSpec, checkout: Checkout, work: translate.Work, prepared: Pr
         tally=vars(tally),
         spec=resuming.absolute(spec).as_json(),
         facts=_facts(spec, prepared),
-        plan=_plan(spec, prepared),
+        plan=plan(spec, prepared),
     )
-
-
-def _plan(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
-    """What a Plan says, without what only the network knows; memory and time are not estimated."""
-    method = spec.build_method()
-    sizes = prepared.layout.sizes(bucket_sizes(prepared.resolution, FULL_STEP, spec.buckets))
-    batches = sum(-(-count // spec.batch_size) for count in sizes.values())
-    return {
-        "method": f"{method.name}, columns {method.columns.text}",
-        "pictures": prepared.layout.count("train"),
-        "buckets": {f"{w}x{h}": count for (w, h), count in sorted(sizes.items())},
-        "steps": spec.steps,
-        "epochs": spec.steps * spec.accumulation / batches,
-        "batch": round(spec.accumulation * sizes.total() / batches, 1),
-        "memory": {},
-        "memory_bytes": 0,
-        "free_bytes": None,
-        "step_seconds": 0.0,
-        "seconds": 0.0,
-    }
-
-
-def work_of(spec: TrainSpec, folder: Path, prepared: Prepared, state: Path | None) -> translate.Work:
-    # Where no vocabulary is found here, finding one is left to sd-scripts.
-    tokenizers = None if vocabulary(spec.tokenizer) is None else folder / "tokenizers"
-    return translate.Work(folder, prepared.kind, prepared.resolution, tokenizers, state)
-
-
-def _copy_tokenizers(source: Path, target: Path) -> None:
-    """CLIP's vocabulary where sd-scripts looks for its tokenizers."""
-    for name in _TOKENIZERS:
-        home = target / name
-        files.make_folder(home)
-        for each in (*VOCABULARY, "special_tokens_map.json", "tokenizer_config.json"):
-            if (source / each).is_file():
-                shutil.copyfile(source / each, home / each)
-        # sd-scripts asks the tokenizer how long a text may be.
-        settings = home / "tokenizer_config.json"
-        kept = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        ending = {"pad_token": "!"} if name == _OF_SD2 else {}
-        settings.write_text(json.dumps({**kept, "model_max_length": 77, **ending}), encoding="utf-8")
-
-
-# As sd-scripts names the folders: CLIP's, which all its models share but for what follows the end of a text.
-_OF_SD2 = "stabilityai_stable-diffusion-2"
-_TOKENIZERS = ("openai_clip-vit-large-patch14", "laion_CLIP-ViT-bigG-14-laion2B-39B-b160k", _OF_SD2)
 
 
 def _pump(process: subprocess.Popen[bytes], queue: SimpleQueue[str | None]) -> None:

@@ -118,6 +118,11 @@ class Work:
     tokenizers: Path | None = None
     resume: Path | None = None
 
+    def skips(self, spec: TrainSpec) -> bool:
+        """Whether a resumed run goes on inside the pass over the pictures in which it was stopped."""
+        # With accumulation sd-scripts mistakes micro-batches for steps when it looks for the place.
+        return self.resume is not None and spec.accumulation == 1
+
     @property
     def config(self) -> Path:
         return self.folder / "config.toml"
@@ -283,7 +288,7 @@ def _saving(spec: TrainSpec, work: Work) -> dict[str, Any]:
         "save_every_n_steps": spec.checkpoint_every or None,
         "save_state": True,
         "resume": None if work.resume is None else str(work.resume),
-        "skip_until_initial_step": work.resume is not None and spec.accumulation == 1,
+        "skip_until_initial_step": work.skips(spec),
     }
 
 

@@ -21,26 +21,29 @@ _EVENTS = {kind.__name__: kind for kind in events.Event.__args__}
 
 @dataclass
 class Tally:
-    """What a run has come to, as checkpoints remember it. losses: of every step."""
+    """What a run has come to, as checkpoints remember it. losses: of every step. pass_began: after which step the pass
+    over the pictures began."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    pass_began: int = 0
 
 
 @dataclass(frozen=True)
 class Job:
     """What the process in sd-scripts' Python is told; paths as texts.
 
-    trainer: module and class. config: --config_file. run: the run's folder. out: where sd-scripts writes. name: of its
-    files. spec, facts: for checkpoints, as resumes compare them. plan: of the run, without what only the network knows.
-    Every N steps: 0 is never.
+    trainer: module and class. skips: it goes on inside the pass in which the run was stopped. config: --config_file.
+    run: the run's folder. out: where sd-scripts writes. spec, facts: for checkpoints, as resumes compare them. plan: of
+    the run, without what only the network knows. Every N steps: 0 is never.
     """
 
     checkout: str
     trainer: tuple[str, str]
+    skips: bool
     config: str
     run: str
     out: str
