@@ -91,6 +91,7 @@ class _Process:
     def __init__(self, home: Path):
         # A file and not a pipe: nobody reads it as long as all goes well.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        self._ending = Lock()  # who closes the estimator and who waits for an answer may end it at once
         environment = child_environment(os.environ, "cpu") | {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         try:
             self._popen = subprocess.Popen(
@@ -134,13 +135,14 @@ class _Process:
 
     def end(self) -> str:
         """End it where it still runs; the last of what it said, "" where it ended by itself and in peace."""
-        in_peace = self._popen.poll() == 0
-        self._popen.kill()
-        self._popen.wait()
-        self._popen.stdin.close()
-        if self._said.closed:
-            return ""
-        self._said.seek(0)
-        said = self._said.read().decode("utf-8", "replace").strip()
-        self._said.close()
-        return "" if in_peace else said[-_TAIL:]
+        with self._ending:
+            in_peace = self._popen.poll() == 0
+            self._popen.kill()
+            self._popen.wait()
+            self._popen.stdin.close()
+            if self._said.closed:
+                return ""
+            self._said.seek(0)
+            said = self._said.read().decode("utf-8", "replace").strip()
+            self._said.close()
+            return "" if in_peace else said[-_TAIL:]
