@@ -429,16 +429,19 @@ def test_a_cast_network_and_base_keep_the_adapter_whole(base, host, inputs, tmp_
     assert any(layer.params["delta"].any() for layer in found.layers.values())
 
 
-def test_bases_follow_the_model_to_its_device(base):
+@pytest.mark.parametrize("when", ["training", "pictures alone"])
+def test_bases_follow_the_model_to_its_device(base, when):
+    moves = {
+        "training": lambda network, unet: network.prepare_grad_etc(base.text_encoder, unet),
+        "pictures alone": lambda network, _unet: network.to("meta"),
+    }
     unet = copy.deepcopy(base.unet)
     network = kohya.create_network(1.0, 4, 1, None, base.text_encoder, unet, method="additive", targets=CROSS)
     network.apply_to(base.text_encoder, unet)
-    unet.to("meta")
-    network.to("meta")
-    network.prepare_grad_etc(base.text_encoder, unet)
     (layer,) = network.adapter.layers.values()
+    unet.to("meta")
+    moves[when](network, unet)
     assert layer.frames.u.device.type == "meta"
-    assert all(p.device.type == "meta" for p in network.parameters())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -556,6 +559,9 @@ def test_a_half_that_is_switched_off_is_said(base, host, capsys):
     started = host(["text_targets=attention"], network_train_unet_only=True)
     assert "lora_te_" not in str(list(started.network.adapter.layers))
     assert "text_encoder are not trained" in capsys.readouterr().out
+    started.network.remove()
+    host()
+    assert "network_train_unet_only spares" in capsys.readouterr().out
 
 
 class Flux(nn.Module):

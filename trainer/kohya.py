@@ -347,4 +347,5 @@ class SpectralNetwork(nn.Module):
         for p, value in zip(self.parameters(), exact):
             if p.dtype != value.dtype:
                 p.data = value.to(p.device)
+        self._follow()
         return self

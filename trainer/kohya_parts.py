@@ -115,6 +115,8 @@ def trained_parts(
             "sd-scripts trains only the other half of the model, for which targets or text_targets choose nothing; "
             "leave network_train_unet_only or network_train_text_encoder_only out, or set the targets"
         )
+    if with_text and all(part.field == "unet" for part in kept):
+        notice("no layer of a text encoder is trained; network_train_unet_only spares what sd-scripts does for them.")
     for part in wanted:
         if part not in kept:
             notice(f"the layers chosen of the {part.field} are not trained: sd-scripts' options leave that part out.")
