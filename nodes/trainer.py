@@ -15,6 +15,7 @@ from comfy_api.latest import io
 
 from ..spectral.errors import SettingError, SpectralError
 from ..trainer.datasets import list_datasets
+from ..trainer.engines import BUILT_IN, ENGINES
 from ..trainer.form import form
 from ..trainer.jobs.host import CPU, find_devices
 from ..trainer.jobs.job import RESUMABLE, Entry, JobConflict
@@ -58,6 +59,7 @@ class Asked:
     sample_prompts: str
     device: str
     unload_models: bool
+    engine: str = BUILT_IN
 
     def request(self) -> Request:
         """What to train. Raises SettingError."""
@@ -83,6 +85,7 @@ class Asked:
                 "settings": {name: value for name, value in settings.items() if value is not None},
                 "device": self.device,
                 "options": {"wait_idle": False, "unload": self.unload_models},
+                "engine": self.engine,
             }
         )
 
@@ -148,6 +151,14 @@ class SpectralAdapterTrainer(io.ComfyNode):
                     default=True,
                     tooltip="Unload ComfyUI's models before a training on the GPU begins. They are loaded again when "
                     "a workflow needs them.",
+                    extra_dict=ADVANCED,
+                ),
+                io.Combo.Input(
+                    "engine",
+                    options=list(ENGINES),
+                    optional=True,  # workflows from before there was a choice have none
+                    tooltip="What trains: the trainer of this pack, or kohya's sd-scripts where it is set up on this "
+                    "machine. Both make the same kind of file.",
                     extra_dict=ADVANCED,
                 ),
             ],

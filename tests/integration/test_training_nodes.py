@@ -166,6 +166,15 @@ def test_names_that_are_no_names_are_refused(comfy: Comfy) -> None:
     assert not list(comfy.base.rglob("outside*"))
 
 
+def test_sd_scripts_is_an_engine_and_refuses_the_tiny_base(comfy: Comfy) -> None:
+    """Whether it is set up here or not: nothing is queued, and the sentence says why."""
+    before = len(jobs(comfy))
+    run = comfy.run({"1": trainer(name="other", engine="sd-scripts")})
+    assert not run.ok and "sd-scripts" in run.error
+    assert any(reason in run.error for reason in ("not the bundled base", "kohya --remember")), run.error
+    assert len(jobs(comfy)) == before
+
+
 def test_a_name_that_the_loader_finds_elsewhere_gets_a_number(comfy: Comfy) -> None:
     """The loader looks into models/spectral_adapters first, and would take the other file for this training's."""
     elsewhere = comfy.base / "models" / "spectral_adapters" / "known.safetensors"
