@@ -123,6 +123,9 @@ def test_without_a_tokenizer_it_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.delenv("COMFYUI_DIR", raising=False)
     with pytest.raises(BaseModelError, match=r"--tokenizer.*COMFYUI_DIR"):
         tokenizers.find_tokenizer(None)
+    monkeypatch.setattr(tokenizers, "HUB_TOKENIZER", "nobody/has-this")
+    with pytest.raises(BaseModelError, match=r"--tokenizer.*COMFYUI_DIR"):
+        tokenizers.find_tokenizer(None)
     with pytest.raises(BaseModelError, match=r"neither vocab\.json nor tokenizer\.json"):
         tokenizers.find_tokenizer(str(tmp_path))
     host = tmp_path / "comfy" / "sd1_tokenizer"

@@ -602,6 +602,9 @@ def test_its_python_gets_no_packages_and_no_secrets_of_ours(checkout):
     found = launch.environment(host, None)
     assert found["HF_HOME"] == "/hub" and found["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"PYTHONPATH", "VIRTUAL_ENV", "HF_TOKEN"} & set(found)
+    assert launch.environment(host | {"HF_HUB_OFFLINE": "1"}, None)["HF_HUB_OFFLINE"] == "1"
+    ours = {"HF_HUB_OFFLINE": "1", "SPECTRAL_ADAPTERS_OFFLINE": "1"}  # as `console.quiet_libraries` sets them
+    assert "HF_HUB_OFFLINE" not in launch.environment(host | ours, None)
     assert launch.environment(host, "cpu")["CUDA_VISIBLE_DEVICES"] == ""
     program, pack, command, job = launch.command(checkout, Path("/x/job.json"))
     assert (program, command, job) == (str(checkout.python), "sd-scripts-child", "/x/job.json")

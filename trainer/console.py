@@ -39,6 +39,8 @@ from .overview import LOSS, SHEET
 from .running_mean import RunningMean
 from .words import duration_text, size_text
 
+# Set where it is us who keep the libraries off the network; other programs that we start need not stay off it.
+OFFLINE = "SPECTRAL_ADAPTERS_OFFLINE"
 _BAR = "{desc} |{bar:24}| {n_fmt}/{total_fmt}{postfix} [{elapsed}<{remaining}]"
 _STEPS_BAR = "{desc} |{bar:24}| {n_fmt}/{total_fmt}{postfix}"
 # Where no terminal shows a bar, a line every so often.
@@ -55,7 +57,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "HF_HUB_OFFLINE" not in os.environ:
+        os.environ |= {"HF_HUB_OFFLINE": "1", OFFLINE: "1"}
     import diffusers
     import transformers
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPTokenizer
 
 from ..spectral.names import Family
@@ -49,25 +50,38 @@ def find_tokenizer(given: str | None) -> CLIPTokenizer:
             "--tokenizer."
         )
     try:
-        return CLIPTokenizer.from_pretrained(HUB_TOKENIZER, local_files_only=True)
+        found = CLIPTokenizer.from_pretrained(HUB_TOKENIZER, local_files_only=True)
     except OSError as error:
-        raise BaseModelError(
-            "no CLIP tokenizer was found, and a single-file checkpoint carries none. Give a folder with vocab.json "
-            "and merges.txt with --tokenizer, or set COMFYUI_DIR to a ComfyUI folder (it ships one), or fetch it once: "
-            f"`huggingface-cli download {HUB_TOKENIZER} vocab.json merges.txt tokenizer_config.json`."
-        ) from error
+        raise BaseModelError(_NONE) from error
+    # transformers 5 makes an empty tokenizer of a cache that has none.
+    if len(found) < _LEAST:
+        raise BaseModelError(_NONE)
+    return found
+
+
+_LEAST = 1000  # words of a real vocabulary
+_NONE = (
+    "no CLIP tokenizer was found, and a single-file checkpoint carries none. Give a folder with vocab.json "
+    "and merges.txt with --tokenizer, or set COMFYUI_DIR to a ComfyUI folder (it ships one), or fetch it once: "
+    f"`huggingface-cli download {HUB_TOKENIZER} vocab.json merges.txt tokenizer_config.json`."
+)
 
 
 def vocabulary(given: str | None) -> Path | None:
-    """The folder with CLIP's vocabulary as two files: the given one, else ComfyUI's copy; None where there is none.
+    """The folder with CLIP's vocabulary as two files: the given one, else ComfyUI's copy, else the Hugging Face cache.
 
-    Raises BaseModelError where the given one lacks them.
+    None where neither is there. Raises BaseModelError where the given one lacks the files.
     """
-    folders = [Path(given).expanduser()] if given else _comfy_folders()
+    folders = [Path(given).expanduser()] if given else [*_comfy_folders(), *_cached_folder()]
     found = next((each for each in folders if all((each / name).is_file() for name in VOCABULARY)), None)
     if given and found is None:
         raise BaseModelError(f"{given} lacks {' or '.join(VOCABULARY)}; expected the folder of CLIP's tokenizer")
     return found
+
+
+def _cached_folder() -> Iterable[Path]:
+    path = try_to_load_from_cache(HUB_TOKENIZER, VOCABULARY[0])
+    return [Path(path).parent] if isinstance(path, str) else []
 
 
 def holds_tokenizer(folder: Path) -> bool:

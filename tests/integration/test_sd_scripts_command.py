@@ -84,7 +84,7 @@ def test_a_rich_training_is_followed_and_its_file_is_whole(spec, checkout, work)
     assert [event.name for event in of(Phase, heard)].count("decomposing the base's weights") == 1
     assert len(curve(rich.run_folder / "events.jsonl")) == 4
     info = read_info(rich.out)
-    assert info.trigger_words == ("sks mug",)
+    assert list(info.trigger_words) == ["sks mug"]
     metadata = read_metadata(rich.out)
     assert metadata["modelspec.title"] == "My mug" and metadata["modelspec.resolution"] == "128x128"
     assert metadata["ss_network_module"] == "spectral_adapters.trainer.kohya" and metadata["ss_steps"] == "4"

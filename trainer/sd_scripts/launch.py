@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from ...spectral.errors import SpectralError
+from ..console import OFFLINE
 from ..jobs.environment import PACK, child_environment
 from .checkout import Checkout
 
@@ -27,7 +28,9 @@ def command(checkout: Checkout, job: Path) -> list[str]:
 
 def environment(host: Mapping[str, str], device: str | None) -> dict[str, str]:
     """The environment of sd-scripts' Python, made from ours. device: "cpu" keeps it off the GPU."""
-    found = {name: value for name, value in child_environment(host, "").items() if name not in _FOREIGN}
+    # As by hand, sd-scripts may fetch a tokenizer, unless the user keeps everything off the network.
+    dropped = (*_FOREIGN, "HF_HUB_OFFLINE") if OFFLINE in host else _FOREIGN
+    found = {name: value for name, value in child_environment(host, "").items() if name not in dropped}
     if device == "cpu":
         found |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     return found

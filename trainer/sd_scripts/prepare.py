@@ -74,7 +74,7 @@ def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], dry: boo
     """The class pictures of prior preservation, of which our own sampler makes what is missing."""
     if not spec.class_prompt:
         return None
-    from ..prior import class_folder, make_class_pictures, missing_pictures
+    from ..prior import class_folder, missing_pictures
 
     path = class_folder(spec)
     missing = missing_pictures(path, spec)
@@ -82,11 +82,24 @@ def _classes(spec: TrainSpec, tell: Listener, stop: Callable[[], bool], dry: boo
         tell(Notice(f"{len(missing)} class pictures are made before the training; the files below do not show them."))
         return scan(path, trigger=spec.class_prompt) if len(missing) < spec.class_count else None
     if missing:
-        from ..models import load_base
-
-        tell(Phase("loading the base model"))
-        make_class_pictures(load_base(spec.base, spec.tokenizer, prediction=spec.prediction), spec, tell, stop)
+        _make_class_pictures(spec, tell, stop)
     return scan(path, trigger=spec.class_prompt, listen=tell)
+
+
+def _make_class_pictures(spec: TrainSpec, tell: Listener, stop: Callable[[], bool]) -> None:
+    """Make what is missing with our own sampler, and leave the device to sd-scripts."""
+    import torch
+
+    from ..loop import make_accelerator
+    from ..models import load_base
+    from ..prior import make_class_pictures
+
+    tell(Phase("loading the base model"))
+    base = load_base(spec.base, spec.tokenizer, prediction=spec.prediction).to(make_accelerator(spec).device)
+    make_class_pictures(base, spec, tell, stop)
+    del base
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _content(spec: TrainSpec, folder: Folder, held: Folder | None) -> dict[str, str]:
@@ -104,7 +117,7 @@ def _content(spec: TrainSpec, folder: Folder, held: Folder | None) -> dict[str, 
 
 
 def work_of(spec: TrainSpec, folder: Path, prepared: Prepared, state: Path | None) -> translate.Work:
-    # Where no vocabulary is found here, finding one is left to sd-scripts.
+    # Where none is found here, finding one is left to sd-scripts, which may fetch it.
     tokenizers = None if vocabulary(spec.tokenizer) is None else folder / "tokenizers"
     return translate.Work(folder, prepared.kind, prepared.resolution, tokenizers, state)
 
@@ -140,7 +153,7 @@ def written(spec: TrainSpec, work: translate.Work, prepared: Prepared) -> dict[P
     }
     if spec.sample_prompts:
         size = next(iter(prepared.sizes(spec)))
-        found[work.prompts] = json.dumps(translate.prompts(spec, size), indent=1, ensure_ascii=False)
+        found[work.prompts] = json.dumps(translate.prompts(spec, size), indent=1, ensure_ascii=False) + "\n"
     return found
 
 

@@ -6,6 +6,7 @@ events are told on; what it leaves is made the run's result here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -158,29 +159,36 @@ class _Session:
         """What sd-scripts and our part of its process read; the job's file."""
         spec, prepared = self.spec, self.prepared
         work = work_of(spec, self.folder, prepared, state)
-        shutil.rmtree(work.out, ignore_errors=True)
-        write(spec, work, prepared)
         path = self.folder / JOB
-        _job(spec, self.checkout, work, prepared, self.tally, self.journal.path).write(path)
+        shutil.rmtree(work.out, ignore_errors=True)
+        try:
+            write(spec, work, prepared)
+            _job(spec, self.checkout, work, prepared, self.tally, self.journal.path).write(path)
+        except OSError as error:
+            raise files.refusal("writing its settings", self.folder, error, "Choose another folder with run") from error
         return path
 
     def _train(self, job: Path) -> tuple[Reason, str]:
         """Run sd-scripts to its end: why it ended, with the sentence of an error."""
-        with open(self.folder / LOG, "a", encoding="utf-8") as log:
-            reader = Reader(self._tell, lambda line: print(line, file=log, flush=True))
-            process = launch.start(self.checkout, job, self.spec.device)
-            try:
-                for line in self._output(process, reader):
-                    reader.line(line)
-                status = process.wait()
-            finally:
-                launch.end(process)
+        reader = Reader(self._tell, self._log)
+        process = launch.start(self.checkout, job, self.spec.device)
+        try:
+            for line in self._output(process, reader):
+                reader.line(line)
+            status = process.wait()
+        finally:
+            launch.end(process)
         if reader.over is None:
             raise self._failure(f"ended with status {status}: {reader.why()}")
         self.tally = reader.over.tally
         if reader.over.reason == "failed":
             raise self._failure(f"failed: {reader.over.text or reader.why()}")
         return reader.over.reason, reader.over.text
+
+    def _log(self, line: str) -> None:
+        # A full disk must not end a training whose checkpoints may still find room.
+        with contextlib.suppress(OSError), open(self.folder / LOG, "a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
 
     def _failure(self, what: str) -> SpectralError:
         return SpectralError(f"sd-scripts {what.rstrip('.')}. All that it said is in {self.folder / LOG}.")
@@ -224,7 +232,7 @@ class _Session:
     def _end(self, reason: Reason, text: str, seconds: float) -> Outcome:
         journal, step = self.journal, self.tally.step
         saved = journal.checkpoints.latest()[0]
-        if reason == "diverged" and saved is None:
+        if saved is None and reason in ("finished", "converged", "diverged"):
             raise SpectralError(
                 "the loss is not a finite number within the first steps, so there is nothing worth saving. Lower the "
                 "learning rate (lr); if that does not help, the base model or a picture is damaged."
