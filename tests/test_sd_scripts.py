@@ -3,11 +3,14 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import sd_scripts_checkout as fake
 from hypothesis import given, settings
@@ -401,6 +404,51 @@ def test_held_out_and_class_pictures_are_by_themselves(spec, tmp_path):
     assert [(len(captions(each)), each["num_repeats"]) for each in held["subsets"]] == [(1, 1)]
 
 
+# --- other families
+
+
+def header_of(path, width, *more):
+    tensors = {f"model.diffusion_model.{width}.attn2.to_k.weight": _zeros(8, width), **{key: _zeros(1) for key in more}}
+    save_file(tensors, path)
+    return path
+
+
+def test_sdxl_has_its_own_trainer_and_two_text_encoders(spec, checkout, tmp_path):
+    sdxl = replace(
+        spec, base=str(header_of(tmp_path / "xl.safetensors", 2048, "v_pred", "ztsnr")), resolution=128,
+        images=_enlarged(spec.images), text_targets="attention", text_targets_2="attention", text_lr=1e-5,
+    )  # fmt: skip
+    flat = _flat(dry_run(sdxl, checkout))
+    assert flat["text_encoder_lr"] == [1e-5, 1e-5] and "cache_text_encoder_outputs" not in flat
+    assert flat["v_parameterization"] and flat["zero_terminal_snr"] and "v2" not in flat
+    calm = replace(sdxl, text_targets="none", text_targets_2="none", text_lr=None)
+    assert _flat(dry_run(calm, checkout))["cache_text_encoder_outputs"]
+    assert "cache_text_encoder_outputs" not in _flat(dry_run(replace(calm, caption_dropout=0.1), checkout))
+    outcome, _ = trained(calm, checkout)
+    assert outcome.reason == "finished"
+    job = wire.Job.read(calm.run_folder / FOLDER / wire.JOB)
+    assert job.trainer == ("sdxl_train_network", "SdxlNetworkTrainer")
+
+
+def test_sd2_is_said_to_be_one(spec, checkout, tmp_path):
+    sd2 = replace(spec, base=str(header_of(tmp_path / "two.safetensors", 1024, "v_pred")))
+    flat = _flat(dry_run(sd2, checkout))
+    assert flat["v2"] and flat["v_parameterization"] and "zero_terminal_snr" not in flat
+    assert "v_parameterization" not in _flat(dry_run(replace(sd2, prediction="epsilon"), checkout))
+
+
+def _flat(found):
+    [config] = [tomllib.loads(text) for path, text in found.files.items() if path.name == "config.toml"]
+    return {name: value for table in config.values() for name, value in table.items()}
+
+
+def _enlarged(images):
+    for path in images.rglob("*.png"):
+        with Image.open(path) as picture:
+            picture.resize((128, 128)).save(path)
+    return images
+
+
 # --- a run
 
 
@@ -569,6 +617,23 @@ def test_a_stop_before_the_first_step_ends_its_process_at_once(spec, checkout):
     with pytest.raises(Cancelled, match="before the training began"):
         run(spec, checkout, heard.append, stop=lambda: time.monotonic() - started > 2)
     assert time.monotonic() - started < 20 and heard[-1].reason == "stopped"
+
+
+def test_sd_scripts_does_not_outlive_a_killed_parent(spec, checkout, tmp_path):
+    fake.behave(checkout.folder, seconds=0.05)
+    file = tmp_path / "dog.json"
+    file.write_text(json.dumps({**spec.as_json(), "steps": 1000}))
+    command = [sys.executable, "-m", "spectral_adapters", "kohya", str(file), "--json"]
+    which = ["--sd-scripts", str(checkout.folder), "--python", str(checkout.python)]
+    with subprocess.Popen([*command, *which], stdout=subprocess.PIPE, text=True) as parent:
+        for line in parent.stdout:
+            if json.loads(line)["event"] == "Step":
+                break
+        [child] = psutil.Process(parent.pid).children()
+        parent.kill()
+    child.wait(timeout=20)
+    resumed, _ = trained(replace(spec, steps=5), checkout, resume=True)
+    assert resumed.reason == "finished"
 
 
 def test_a_process_that_dies_is_told_with_its_last_error(spec, checkout):
