@@ -117,7 +117,7 @@ class NewTraining {
     return engineChoice(this.ctx, {
       engines: this.form.engines,
       label: (name) => (name === "base" ? t("base.title") : settingLabel(t, name, labels.get(name))),
-      request: () => this.#estimable(),
+      request: () => this.#readable(),
       choose: (engine) => this.draft.change({ engine }),
       told: () => this.#ready(),
     });
@@ -345,8 +345,13 @@ class NewTraining {
   }
 
   #estimable() {
+    return this.check && !this.#unusable() ? this.#readable() : null;
+  }
+
+  /** The request as far as the server can read it, whatever the pictures are like. */
+  #readable() {
     const { base, dataset } = this.draft.values;
-    if (!base || !dataset || this.faults.size || !this.check || this.#unusable()) return null;
+    if (!base || !dataset || this.faults.size) return null;
     // The name costs nothing; what is wrong with it is said by Train.
     return { ...this.#request(), name: "estimate" };
   }
