@@ -91,7 +91,8 @@ def prepare(generation: Generation) -> None:
     import networks
     from modules import shared
 
-    chosen = [net for net in dict.fromkeys(networks.loaded_networks) if MARK in net.network_on_disk.metadata]
+    ours = [net for net in dict.fromkeys(networks.loaded_networks) if MARK in net.network_on_disk.metadata]
+    chosen = [net for net in ours if net.te_multiplier != 0 or net.unet_multiplier != 0]
     if not chosen:
         return
     onto, known = base(), places(shared.sd_model)
@@ -193,7 +194,7 @@ def _modules(net: Any, layers: Iterable[str], known: dict[str, Place]) -> dict[s
     return modules
 
 
-def change_here(net: Any, layer: str | None, weight: Tensor) -> Tensor:
+def change_here(net: Any, layer: str, weight: Tensor) -> Tensor | None:
     """What a network changes in a weight of the model that runs now, at strength 1, in the weight's shape, fp32.
 
     That model may be the refiner, which has been loaded amid a generation: of the same kind it has its own changes,
@@ -202,12 +203,12 @@ def change_here(net: Any, layer: str | None, weight: Tensor) -> Tensor:
     from modules import shared
 
     model, chosen = shared.sd_model, getattr(net, "spectral_chosen", None)
-    if chosen is None or (chosen.of[0]() is not model or chosen.of[1] != _version(model)):
+    if chosen is None or chosen.of[0]() is not model or chosen.of[1] != _version(model):
         if chosen is not None and chosen.model != _name(model):
-            return torch.zeros_like(weight, dtype=torch.float32)
+            return None
         chosen = _choose(net, base())
-    if layer is None or layer not in chosen.applied.layers:
-        return torch.zeros_like(weight, dtype=torch.float32)
+    if layer not in chosen.applied.layers:
+        return None
     return chosen.applied.change(layer, weight.device).reshape(weight.shape)
 
 
@@ -227,7 +228,12 @@ def _module_type() -> Any:
             return self.network.unet_multiplier if on_unet else self.network.te_multiplier
 
         def calc_updown(self, orig_weight: Tensor) -> tuple[Tensor, None]:
-            return change_here(self.network, self.layer, orig_weight) * self.multiplier(), None
+            strength, change = self.multiplier(), None
+            if self.layer is not None and strength != 0:
+                change = change_here(self.network, self.layer, orig_weight)
+            if change is None:
+                return torch.zeros_like(orig_weight, dtype=torch.float32), None
+            return change * strength, None
 
     class SpectralType(network.ModuleType):
         def create_module(self, net: network.Network, weights: network.NetworkWeights) -> network.NetworkModule | None:

@@ -9,6 +9,7 @@ Files are known by their names in Lora's list, never by paths, and nothing is ov
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -50,7 +51,7 @@ def add(app: Any, host: Host) -> None:
         except KeyError as error:
             raise HTTPException(404, error.args[0]) from error
         except SpectralError as error:
-            raise HTTPException(422, str(error)) from error
+            raise HTTPException(422, str(error).replace(f"{_folder()}{os.sep}", "")) from error
 
     @app.get(f"{PREFIX}/{{name}}", dependencies=guarded)
     def details(name: str) -> Any:
@@ -70,7 +71,7 @@ def add(app: Any, host: Host) -> None:
 def _password_check() -> Callable[..., None] | None:
     """A check of what `--api-auth user:password` asks for, where the web UI was started with it."""
     from fastapi import Depends, HTTPException
-    from fastapi.security import HTTPBasic, HTTPBasicCredentials
+    from fastapi.security import HTTPBasic
     from modules import shared
 
     stated = getattr(shared.cmd_opts, "api_auth", None)
@@ -79,7 +80,6 @@ def _password_check() -> Callable[..., None] | None:
     accounts = dict(account.split(":", 1) for account in stated.split(","))
 
     def check(given: Any = Depends(HTTPBasic())) -> None:  # noqa: B008  FastAPI's way to say it
-        assert isinstance(given, HTTPBasicCredentials)
         password = accounts.get(given.username)
         if password is None or not secrets.compare_digest(given.password.encode(), password.encode()):
             raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
@@ -98,6 +98,12 @@ def _file(name: str) -> Path:
             "it, without its ending. Refresh the list if the file is new."
         )
     return Path(known.filename)
+
+
+def _folder() -> Path:
+    from modules import shared
+
+    return Path(shared.cmd_opts.lora_dir)
 
 
 def _match(name: str, host: Host) -> dict[str, Any]:
@@ -122,13 +128,14 @@ def _report(applied: Applied) -> dict[str, Any]:
 
 def _export(name: str, wanted: Mapping[str, Any], host: Host) -> dict[str, Any]:
     import networks
-    from modules import shared
 
     path = _file(name)
     _check(wanted)
-    out = Path(shared.cmd_opts.lora_dir) / f"{wanted['name']}{SUFFIX}"
+    out = _folder() / f"{wanted['name']}{SUFFIX}"
+    base = host.base()
+    changes_of(path, base, settings.current())  # refuses another model, whose weights would give another change
     adapter = load(path)
-    made = _made(adapter, wanted, host.base().weights)
+    made = _made(adapter, wanted, base.weights)
     write_export(made, AdapterSource(adapter, path.stem), out)
     networks.list_available_networks()
     residual = asdict(made.residual)
