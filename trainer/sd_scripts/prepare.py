@@ -162,12 +162,13 @@ def plan(spec: TrainSpec, prepared: Prepared) -> dict[str, Any]:
     method = spec.build_method()
     sizes = prepared.sizes(spec)
     batches = sum(-(-count // spec.batch_size) for count in sizes.values())
+    passes = 2 if prepared.layout.count("class") else 1  # sd-scripts brings class pictures to the same number
     return {
         "method": f"{method.name}, columns {method.columns.text}",
         "pictures": prepared.layout.count("train"),
         "buckets": {f"{w}x{h}": count for (w, h), count in sorted(sizes.items())},
         "steps": spec.steps,
-        "epochs": spec.steps * spec.accumulation / batches,
+        "epochs": spec.steps * spec.accumulation / (batches * passes),
         "batch": round(spec.accumulation * sum(sizes.values()) / batches, 1),
         "memory": {},
         "memory_bytes": 0,
