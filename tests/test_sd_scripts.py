@@ -162,6 +162,11 @@ def test_every_setting_has_an_answer():
         assert bool(how.text) == (how.way != "honoured"), name
 
 
+def test_the_docs_name_every_setting_that_is_not_simply_honoured():
+    text = (Path(translate.__file__).parents[2] / "docs" / "kohya.md").read_text(encoding="utf-8")
+    assert [name for name, how in translate.HOW.items() if how.way != "honoured" and f"`{name}`" not in text] == []
+
+
 # For each setting that sd-scripts honours, a value other than the default and where it must show up. A setting that
 # nobody reads fails here.
 CHANGED = {
