@@ -288,6 +288,8 @@ def test_what_it_does_in_its_own_way_is_said(spec):
     said = [each.partition(":")[0] for each in translate.remarks(spec)]
     assert said == ["buckets", "seed"]
     other = replace(spec, class_prompt="a dog", cache_dir=Path("x"), alpha_masks=True)
+    xl = replace(spec, base=str(header_of(spec.out.parent / "xl.safetensors", 2048, "conditioner.embedders.1.x")))
+    assert any(each.startswith("base: ") for each in translate.remarks(xl))
     assert {"class_prompt", "cache_dir", "alpha_masks"} <= {each.partition(":")[0] for each in translate.remarks(other)}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...spectral.errors import SettingError
 from ..kohya_args import ARGUMENTS
+from ..layering import base_kind
 from ..native import Kind
 from ..spec import TrainSpec, settings
 
@@ -95,7 +96,16 @@ def remarks(spec: TrainSpec) -> list[str]:
         if HOW[field.name].way in ("differs", "unused")
         and (field.name in _ALWAYS or (_is_set(spec, field.name) and field.name != "class_images"))
     )
-    return list(spoken)
+    said = list(spoken)
+    if Path(spec.base).is_file() and base_kind(spec.base) == "sdxl":
+        said.append(_POOLED)
+    return said
+
+
+_POOLED = (
+    "base: sd-scripts reads one matrix of SDXL checkpoints in one file transposed, so the UNet is trained beside another "
+    "pooled text than it is used with."
+)
 
 
 def check(spec: TrainSpec) -> None:
