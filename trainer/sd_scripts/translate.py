@@ -103,8 +103,8 @@ def remarks(spec: TrainSpec) -> list[str]:
 
 
 _POOLED = (
-    "base: sd-scripts reads one matrix of SDXL checkpoints in one file transposed, so the UNet is trained beside another "
-    "pooled text than it is used with."
+    "base: sd-scripts reads one matrix of SDXL checkpoints in one file transposed, so the UNet is trained beside "
+    "another pooled text than it is used with."
 )
 
 
