@@ -7,9 +7,10 @@ stay as they were. No weight is ever rebuilt unless counting multiplications say
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from .basis import Basis, Progress, WeightSource, basis_of_shape, fetch
 from .beginning import check_avoided, first_bases, part_of_start
 from .cache import BasisCache
 from .columns import Columns
-from .errors import SettingError, WrongBaseError
+from .errors import SettingError, SpectralError, WrongBaseError
 from .gains import Gain, Norm, gain_fingerprint, normalise
 from .methods import GAIN, Method
 from .methods import method as make_method
@@ -29,6 +30,7 @@ from .ops import LinearMap
 from .targets import Targets, select, select_norms
 
 Originals = Callable[[str], Tensor]
+Key = TypeVar("Key")
 _EXACT = (torch.float32, torch.float16, torch.bfloat16)  # fp32 holds all of their values
 
 
@@ -208,6 +210,22 @@ def inject(
     )
     prints = {name: gain_fingerprint(fetch(sources[name])) for name in norms}
     return module, _put_on(module, method, layers, norms, bases, prints, begun)
+
+
+def put_on_all(adapters: Iterable[tuple[Key, InjectedAdapter]]) -> list[tuple[Key, InjectedAdapter]]:
+    """All that `adapters` puts on as it is iterated, each with what it is known by; all of them, or none.
+
+    Where one raises SpectralError, those before it are taken off again.
+    """
+    done: list[tuple[Key, InjectedAdapter]] = []
+    try:
+        for each in adapters:
+            done.append(each)
+    except SpectralError:
+        for _, adapter in done:
+            adapter.remove()
+        raise
+    return done
 
 
 def inject_shapes(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..spectral.adapter import Adapter, join
 from ..spectral.beginning import check_covered
 from ..spectral.cache import BasisCache
-from ..spectral.errors import SettingError, SpectralError
+from ..spectral.errors import SettingError
 from ..spectral.evidence import FINGERPRINT_DIGITS
 from ..spectral.file import load, save
-from ..spectral.layer import InjectedAdapter, inject
+from ..spectral.layer import InjectedAdapter, inject, put_on_all
 from ..spectral.merge import merge
 from ..spectral.methods import Method
 from ..spectral.occupied import occupied
@@ -289,41 +289,34 @@ class SpectralNetwork(nn.Module):
         return "" if frames is None else frames.fingerprint[:FINGERPRINT_DIGITS]
 
     def _put_on(self, parts: list[Part]) -> None:
-        self.injected = self._inject(parts)
+        self.injected = put_on_all(self._inject(parts))
         self.adapter = join(adapter for _, adapter in self.injected)
         self.set_multiplier(self.multiplier)
         self._register()
 
-    def _inject(self, parts: list[Part]) -> list[tuple[Part, InjectedAdapter]]:
-        """An adapter on every part; on failure none is left on."""
+    def _inject(self, parts: list[Part]) -> Iterator[tuple[Part, InjectedAdapter]]:
+        """Puts an adapter on every part, one after the other."""
         if self.start is not None:
             check_covered(self.start, tuple(part.prefix for part in parts))
         avoid = occupied({path.name: load(path) for path in self.spec.avoid}) if self.spec.avoid else None
         file, cache = base_file(self._args, parts), BasisCache()
-        done: list[tuple[Part, InjectedAdapter]] = []
         tell(Phase("decomposing the base's weights"))
-        try:
-            for part in parts:
-                originals = None if file is None else Originals(file, part)
-                if torch.cuda.is_available() and self.start is None and avoid is None:
-                    decompose_ahead(part, self.method, originals, cache, torch.device("cuda"))
-                _, adapter = inject(
-                    part.module,
-                    self.method,
-                    part.targets,
-                    prefix=part.prefix,
-                    start=self.start,
-                    avoid=avoid,
-                    originals=originals,
-                    cache=cache,
-                    progress=lambda *at: tell(Progress(*at)),
-                )
-                done.append((part, adapter))
-        except SpectralError:
-            for _, adapter in done:
-                adapter.remove()
-            raise
-        return done
+        for part in parts:
+            originals = None if file is None else Originals(file, part)
+            if torch.cuda.is_available() and self.start is None and avoid is None:
+                decompose_ahead(part, self.method, originals, cache, torch.device("cuda"))
+            _, adapter = inject(
+                part.module,
+                self.method,
+                part.targets,
+                prefix=part.prefix,
+                start=self.start,
+                avoid=avoid,
+                originals=originals,
+                cache=cache,
+                progress=lambda *at: tell(Progress(*at)),
+            )
+            yield part, adapter
 
     def _register(self) -> None:
         """The adapters' parameters as this module's own, "<layer>.<parameter>"."""

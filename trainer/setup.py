@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from ..spectral.adapter import Adapter, join
 from ..spectral.beginning import check_covered
 from ..spectral.cache import BasisCache
-from ..spectral.errors import SettingError, SpectralError
+from ..spectral.errors import SettingError
 from ..spectral.file import load
-from ..spectral.layer import InjectedAdapter, Originals, inject
+from ..spectral.layer import InjectedAdapter, Originals, inject, put_on_all
 from ..spectral.methods import Method
 from ..spectral.occupied import Occupied, occupied
 from . import dataset, files
@@ -140,7 +140,7 @@ def set_up(
     tell(Phase("decomposing the base's weights"))
     # The first process fills the cache that the others then read.
     with accelerator.main_process_first():
-        parts = _attach(spec, base, tell, stop, cache)
+        parts = put_on_all(_attach(spec, base, tell, stop, cache))
     if spec.precision != "fp32":
         base.cast(DTYPES[spec.precision])
     if spec.gradient_checkpointing:
@@ -190,30 +190,23 @@ def begin(spec: TrainSpec, base: Base) -> Beginning:
 
 def _attach(
     spec: TrainSpec, base: Base, tell: Listener, stop: Callable[[], bool], cache: BasisCache | None
-) -> list[tuple[Part, InjectedAdapter]]:
-    """An adapter on every part that is trained; on failure none is left on."""
+) -> Iterator[tuple[Part, InjectedAdapter]]:
+    """Puts an adapter on every part that is trained, one after the other."""
     beginning, originals = begin(spec, base), _originals(spec)
-    done: list[tuple[Part, InjectedAdapter]] = []
-    try:
-        for part, targets in beginning.parts:
-            _, adapter = inject(
-                part.module,
-                beginning.method,
-                targets,
-                prefix=part.prefix,
-                start=beginning.start,
-                avoid=beginning.avoid,
-                originals=originals,
-                cache=cache,
-                progress=lambda *at: tell(Progress(*at)),
-                cancelled=stop,
-            )
-            done.append((part, adapter))
-    except SpectralError:
-        for _, adapter in done:
-            adapter.remove()
-        raise
-    return done
+    for part, targets in beginning.parts:
+        _, adapter = inject(
+            part.module,
+            beginning.method,
+            targets,
+            prefix=part.prefix,
+            start=beginning.start,
+            avoid=beginning.avoid,
+            originals=originals,
+            cache=cache,
+            progress=lambda *at: tell(Progress(*at)),
+            cancelled=stop,
+        )
+        yield part, adapter
 
 
 def _originals(spec: TrainSpec) -> Originals | None:
