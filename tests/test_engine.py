@@ -26,6 +26,7 @@ from spectral_adapters.trainer.jobs.job import BrokenJob, Job
 from spectral_adapters.trainer.places import standalone
 from spectral_adapters.trainer.request import Request, digest
 from spectral_adapters.trainer.sd_scripts import place
+from spectral_adapters.trainer.speed import planned
 from spectral_adapters.trainer.studio import Studio
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the checkout's Python is a shell script")
@@ -177,6 +178,17 @@ def test_the_command_queues_for_an_engine(studio, checkout, tmp_path, capsys):
     assert status == 2 and f"found no folder {tmp_path / 'gone'}" in printed
     assert len(studio.store.entries()) == 2
     assert engines.why_not("sd-scripts").startswith("sd-scripts: found no folder") and engines.why_not("built-in") == ""
+
+
+def test_what_another_engine_takes_says_nothing_of_ours(studio):
+    """Its plan has no measured step, which would make every later training look free."""
+    plan = {"event": "Plan", "time": 1.0, "step_seconds": 0.0, "buckets": {"64x64": 3}}
+    spec, home = {"base": "tiny", "images": "/x", "out": "/x.safetensors"}, studio.places.home
+    made = [studio.store.add("train", name, spec, engine=name) for name in engines.ENGINES]
+    for entry in made:
+        entry.run.mkdir()
+        (entry.run / "events.jsonl").write_text(json.dumps(plan) + "\n", encoding="utf-8")
+    assert [found.job for found in planned(home, frozenset())] == [made[0].id]
 
 
 # --- jobs that train

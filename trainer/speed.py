@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import files
+from .engines import BUILT_IN
 from .event_log import read_events
 from .jobs.job import BrokenJob, read_entry
 
@@ -147,7 +148,10 @@ class Planned:
 
 
 def planned(home: Path, known: frozenset[str]) -> Iterator[Planned]:
-    """The trainings of `home` that have a plan, oldest first, but for those whose ids are `known`."""
+    """The trainings of `home` that have a plan, oldest first, but for those whose ids are `known`.
+
+    Only those of the built-in engine: another measures nothing before it starts.
+    """
     for folder in sorted((home / "jobs").glob("*")):
         if folder.name in known:
             continue
@@ -155,7 +159,8 @@ def planned(home: Path, known: frozenset[str]) -> Iterator[Planned]:
             job = read_entry(folder)
         except BrokenJob:
             continue
-        plan = _plan(job.run / "events.jsonl") if job.job.kind == "train" else None
+        ours = job.job.kind == "train" and job.job.engine == BUILT_IN
+        plan = _plan(job.run / "events.jsonl") if ours else None
         if plan is not None:
             yield Planned(job.id, job.state.device or "cpu", job.job.spec, plan)
 
