@@ -9,12 +9,12 @@ SPECTRAL_SD_SCRIPTS_SDXL: an SDXL checkpoint; without it no SDXL is trained.
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 HERE = Path(__file__).resolve().parent
@@ -23,7 +23,8 @@ MODULE = "spectral_adapters.trainer.kohya"
 OPTIMIZER = "spectral_adapters.trainer.kohya_optimizer.SpectralOptimizer"
 SIZE = 128
 COLOURS = {"green": (20, 140, 60), "red": (150, 30, 30), "blue": (20, 40, 150)}
-CAPTIONS = [f"a sks mug, {name} background" for name in COLOURS]
+CAPTIONS = tuple(f"a sks mug, {name} background" for name in COLOURS)
+REAL = {"script": "train_network", "narrow": None}
 # A few small layers of the UNet and of the text encoder: decomposing all of them would take longer than the tests.
 FEW = r"mid_block.*attn2|up_blocks\.1\.attentions\.0\..*attn2"
 FEW_TEXT = r"layers\.(10|11)\.self_attn"
@@ -86,22 +87,47 @@ def beginning(key: str, value: Tensor) -> Tensor:
     return torch.eye(len(value)) if is_rotation(key, value) else torch.zeros_like(value)
 
 
+def moved(params: dict[str, Tensor]) -> float:
+    """How far a layer's parameters came at most."""
+    return max(float((p - beginning(part, p)).abs().max()) for part, p in params.items() if p.numel())
+
+
+def orthogonality(path: Path) -> float:
+    """The largest entry of |K^T K - 1| of a file's rotations."""
+    factors = [value for key, value in load_file(path).items() if is_rotation(key, value)]
+    assert factors
+    return max(float((k.float().T @ k.float() - torch.eye(len(k))).abs().max()) for k in factors)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noise and timesteps for a run, of a file of `write_draws`. seen: a file to write; see `sd_scripts_inside`."""
+
+    file: Path
+    seen: Path
+    first: int = 0
+    captions: tuple[str, ...] = CAPTIONS
+
+
 @dataclass(frozen=True)
 class SdScripts:
-    """Commands of one checkout. site: a folder in which `spectral_adapters` can be imported; cache: decompositions."""
+    """Commands of one checkout. site: a folder in which `spectral_adapters` can be imported; cache: decompositions;
+    narrow: of a narrow base, what `sd_scripts_narrow.plan` says."""
 
     folder: Path
     python: str
     base: Path
     site: Path
     cache: Path
+    narrow: dict | None = None
 
     @classmethod
-    def at(cls, work: Path, base: Path) -> "SdScripts":
+    def at(cls, work: Path, base: Path, narrow: dict | None = None) -> "SdScripts":
         """The checkout of the environment, with `work` for what its runs need."""
-        (work / "site").mkdir()
-        (work / "site" / "spectral_adapters").symlink_to(PACK, target_is_directory=True)
-        return cls(Path(given("DIR")), given("PYTHON"), base, work / "site", work / "cache")
+        if not (work / "site").is_dir():
+            (work / "site").mkdir()
+            (work / "site" / "spectral_adapters").symlink_to(PACK, target_is_directory=True)
+        return cls(Path(given("DIR")), given("PYTHON"), base, work / "site", work / "cache", narrow)
 
     def train(
         self,
@@ -123,11 +149,12 @@ class SdScripts:
         assert done.returncode != 0 and not out.exists(), "it trained although it should have been refused"
         return done.stdout + done.stderr
 
-    def train_drawn(self, plan: dict, pictures: Path, out: Path, *arguments: str) -> str:
-        """`train` with the random draws of `sd_scripts_inside`."""
+    def train_inside(self, pictures: Path, out: Path, *arguments: str, draws: Draws | None = None) -> str:
+        """`train` by `sd_scripts_inside`: the narrow model, where this is one, and given draws."""
         out.parent.mkdir(exist_ok=True)
         written = out.with_suffix(".plan.json")
-        written.write_text(json.dumps(plan), encoding="utf-8")
+        plan = {**REAL, **(self.narrow or {}), "draws": None if draws is None else asdict(draws)}
+        written.write_text(json.dumps(plan, default=str), encoding="utf-8")
         return self.train(pictures, out, *arguments, script=HERE / "sd_scripts_inside.py", before=(str(written),))
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,12 @@
-"""Runs in sd-scripts' own Python: one of its trainers, with the random draws of every step given.
+"""Runs in sd-scripts' own Python: one of its trainers, of its real model or a narrow one, if wanted with given draws.
 
     python sd_scripts_inside.py PLAN.json ARGUMENT ...
 
-PLAN: script (name of the trainer's module), draws (a safetensors file: noise (steps, pictures, 4, h, w), timesteps
-(steps, pictures)), captions (of the pictures, in the order of the draws), first (the first step's place in the draws),
-seen (a file to write: latents (pictures, 4, h, w) and the loss of every step), narrow (null, or the widths of a small
-SDXL). Latents are the mean of their distribution, so that nothing is random but what is drawn.
+PLAN: script, the name of the trainer's module; narrow, null or what `sd_scripts_narrow` says of a narrow model; draws,
+null or: file (safetensors with noise (steps, pictures, 4, h, w) and timesteps (steps, pictures)), captions (of the
+pictures, in the order of the draws), first (the first step's place in the draws), seen (a file to write: latents
+(pictures, 4, h, w) and the loss of every step). With draws, latents are the mean of their distribution, so that nothing
+else is random.
 """
 
 import importlib
@@ -23,7 +24,7 @@ class Draws:
     """The given noise and timesteps, dealt out by picture; remembers what it saw."""
 
     def __init__(self, plan: dict):
-        table = load_file(plan["draws"])
+        table = load_file(plan["file"])
         self.noise, self.timesteps = table["noise"], table["timesteps"]
         self.captions, self.step, self.seen = plan["captions"], plan["first"], Path(plan["seen"])
         self.pictures: list[int] = []
@@ -58,21 +59,22 @@ def with_draws(trainer: type, draws: Draws) -> type:
 
 
 def narrow(widths: dict) -> None:
-    """Make the next SDXL a small one: its code has the widths of the UNet in constants, the others in place."""
+    """Make the next model a narrow one: the widths that are constants of sd-scripts' code, and those in place."""
     from library import model_util, sdxl_model_util, sdxl_original_unet
 
-    for name, value in widths["unet"].items():
-        setattr(sdxl_original_unet, name, value)
+    for name, values in widths["constants"].items():
+        for constant, value in values.items():
+            setattr(importlib.import_module(name), constant, value)
 
     class Transformer2DModel(sdxl_original_unet.Transformer2DModel):
         def __init__(self, **own: object):
-            super().__init__(**(own | widths["transformer"]))
+            super().__init__(**(own | {"cross_attention_dim": widths["context"]}))
 
-    sdxl_original_unet.Transformer2DModel = Transformer2DModel
-    config = sdxl_model_util.CLIPTextConfig
-    text = {768: widths["text_encoder"], 1280: widths["text_encoder_2"]}
-    sdxl_model_util.CLIPTextConfig = lambda **own: config(**(own | text[own["hidden_size"]]))
-    vae = model_util.create_vae_diffusers_config()
+    if widths["context"]:
+        sdxl_original_unet.Transformer2DModel = Transformer2DModel
+    config, vae = model_util.CLIPTextConfig, model_util.create_vae_diffusers_config()
+    for module in (model_util, sdxl_model_util):
+        module.CLIPTextConfig = lambda **own: config(**(own | widths["text"][str(own["hidden_size"])]))
     model_util.create_vae_diffusers_config = lambda: vae | widths["vae"]
 
 
@@ -88,16 +90,19 @@ def train(module: ModuleType, trainer: type, arguments: list[str]) -> None:
 
 def main(plan: dict, arguments: list[str]) -> None:
     sys.path[0] = str(Path.cwd())  # the checkout, in the place of this file's folder
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-    from library import train_util
-
     module = importlib.import_module(plan["script"])
     if plan["narrow"]:
         narrow(plan["narrow"])
-    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
-    draws = Draws(plan)
-    train_util.get_noise_noisy_latents_and_timesteps = draws.deal
     own = module.SdxlNetworkTrainer if plan["script"].startswith("sdxl") else module.NetworkTrainer
+    if not plan["draws"]:
+        train(module, own, arguments)
+        return
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    from library import train_util
+
+    draws = Draws(plan["draws"])
+    DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
+    train_util.get_noise_noisy_latents_and_timesteps = draws.deal
     train(module, with_draws(own, draws), arguments)
     draws.write()
 

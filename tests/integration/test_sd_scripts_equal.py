@@ -2,26 +2,25 @@
 
 Both get one noise and one timestep for each picture and step; everything else is each trainer's own: reading the
 folder, latents, tokens, text states, the UNet, the loss and its weights, clipping, the optimiser, the file. SD1.5 in
-its real size, and SDXL in its real structure with narrow layers.
+its real size; SD1, SD2 and SDXL in their real structure with narrow layers.
 """
 
-import json
-import shutil
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import random_checkpoints
 import sd_scripts
+import sd_scripts_narrow
 import torch
-from safetensors.torch import load_file, save_file
-from sd_scripts import CAPTIONS, FEW, FEW_TEXT, OPTIMIZER, SIZE, SdScripts
+from safetensors.torch import load_file
+from sd_scripts import CAPTIONS, FEW, FEW_TEXT, OPTIMIZER, SIZE, Draws, SdScripts
 from torch import Tensor
 
 import spectral_adapters as sa
-from spectral_adapters.trainer import configs, run
+from spectral_adapters.trainer import run
 from spectral_adapters.trainer.loop import train
 from spectral_adapters.trainer.losses import Draw
 from spectral_adapters.trainer.spec import TrainSpec
@@ -32,35 +31,15 @@ LR, TEXT_LR = 2e-3, 5e-4
 # Of a tensor, relative to how far it came. A file's fp16 rounds by up to 5e-4; where the gradient is rounding noise,
 # AdamW makes whole steps of it.
 TOLERANCE, MEAN = 2e-2, 2e-4
-# SDXL with widths 64, 128, 256: sd-scripts' code has heads of 64 channels and groups of 32 norms in place.
-TEXT = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4}
-TEXT_2 = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "projection_dim": 64}
-VAE = {"block_out_channels": [16, 24, 32, 32], "norm_num_groups": 8}
-CONTEXT, ADDED = 48 + 64, 64 + 6 * 256
-NARROW = {
-    "unet": {"MODEL_CHANNELS": 64, "TIME_EMBED_DIM": 256, "ADM_IN_CHANNELS": ADDED},
-    "transformer": {"cross_attention_dim": CONTEXT},
-    "text_encoder": TEXT,
-    "text_encoder_2": TEXT_2,
-    "vae": VAE,
-}
-UNET = {
-    "block_out_channels": [64, 128, 256],
-    "attention_head_dim": [1, 2, 4],
-    "cross_attention_dim": CONTEXT,
-    "projection_class_embeddings_input_dim": ADDED,
-}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training. script: sd-scripts' module; settings: of the adapter, by the names that both trainers have."""
+    """One training. settings: of the adapter, by the names that both trainers have; options: more for sd-scripts."""
 
     method: str
-    base: Path
-    script: str = "train_network"
-    narrow: dict | None = None
-    settings: dict = field(default_factory=dict)
+    settings: dict
+    options: tuple[str, ...] = ()
 
 
 @pytest.fixture(scope="module")
@@ -71,45 +50,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def scripts(work: Path) -> SdScripts:
-    return SdScripts.at(work, work)
-
-
-@pytest.fixture(scope="module")
-def narrow_sdxl(work: Path) -> Iterator[Path]:
-    """A narrow SDXL as one file; this package's own reader expects its widths meanwhile."""
-    config = json.loads((configs.CONFIGS / "sdxl.json").read_text(encoding="utf-8"))
-    for part, changes in {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT_2, "vae": VAE}.items():
-        config[part] |= changes
-    folder = Path(shutil.copytree(configs.CONFIGS, work / "configs"))
-    (folder / "sdxl.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configs, "CONFIGS", folder)
-        yield symmetric_projection(random_checkpoints.write(work / "sdxl.safetensors", "sdxl", config=config))
-
-
-def symmetric_projection(checkpoint: Path) -> Path:
-    """sd-scripts (0.10.1) reads the pooled text's projection without transposing it, as OpenCLIP's layout asks.
-
-    So its pooled text of SDXL is another than ComfyUI's, diffusers' and ours. Here that shall make no difference.
-    """
-    tensors, key = load_file(checkpoint), "conditioner.embedders.1.model.text_projection"
-    tensors[key] = (tensors[key] + tensors[key].T) / 2
-    save_file(tensors, checkpoint)
-    return checkpoint
-
-
 def in_sd_scripts(scripts: SdScripts, case: Case, work: Path, out: Path) -> dict[str, Tensor]:
     """Train `out` in sd-scripts; the latents and losses that it had."""
-    seen = out.with_suffix(".seen")
-    plan = {"script": case.script, "draws": str(work / "draws.safetensors"), "captions": CAPTIONS, "first": 0}
+    draws = Draws(work / "draws.safetensors", out.with_suffix(".seen"))
     told = {"method": case.method, **case.settings}
-    scripts.train_drawn(
-        plan | {"seen": str(seen), "narrow": case.narrow},
+    scripts.train_inside(
         work / "pictures",
         out,
-        f"--pretrained_model_name_or_path={case.base}",
+        *case.options,
         f"--train_batch_size={len(CAPTIONS)}",
         f"--max_train_steps={STEPS}",
         f"--unet_lr={LR}",
@@ -118,8 +66,9 @@ def in_sd_scripts(scripts: SdScripts, case: Case, work: Path, out: Path) -> dict
         "--min_snr_gamma=5",
         "--network_args",
         *(f"{name}={value}" for name, value in told.items()),
+        draws=draws,
     )
-    return load_file(seen)
+    return load_file(draws.seen)
 
 
 def nearest_draws(work: Path, latents: Tensor, distances: list[float]) -> Callable[..., Draw]:
@@ -138,11 +87,11 @@ def nearest_draws(work: Path, latents: Tensor, distances: list[float]) -> Callab
     return draw
 
 
-def in_own_loop(case: Case, work: Path, out: Path, draw: Callable[..., Draw]) -> list[float]:
+def in_own_loop(base: Path, case: Case, work: Path, out: Path, draw: Callable[..., Draw]) -> list[float]:
     """Train `out` in this package's loop; its losses."""
     text_lr = TEXT_LR if "text_targets" in case.settings else None
     spec = TrainSpec(
-        base=str(case.base), images=work / "pictures", out=out, tokenizer=sd_scripts.tokenizer(), device="cpu",
+        base=str(base), images=work / "pictures", out=out, tokenizer=sd_scripts.tokenizer(), device="cpu",
         method=case.method, resolution=SIZE, batch_size=len(CAPTIONS), steps=STEPS, lr=LR, text_lr=text_lr,
         checkpoint_every=0, **case.settings,
     )  # fmt: skip
@@ -168,7 +117,7 @@ def compare(scripts: SdScripts, case: Case, work: Path, name: str) -> None:
     """Train in both: the latents, the losses and the adapters must be the same."""
     theirs, ours = work / f"{name}-theirs.safetensors", work / f"{name}-ours.safetensors"
     seen, distances = in_sd_scripts(scripts, case, work, theirs), []
-    own_losses = in_own_loop(case, work, ours, nearest_draws(work, seen["latents"], distances))
+    own_losses = in_own_loop(scripts.base, case, work, ours, nearest_draws(work, seen["latents"], distances))
     found = differences(ours, theirs)
     worst = max(found, key=found.get)
     mean = statistics.fmean(found.values())
@@ -178,21 +127,31 @@ def compare(scripts: SdScripts, case: Case, work: Path, name: str) -> None:
     assert own_losses == pytest.approx(seen["losses"].tolist(), rel=1e-5)
 
 
-SDXL_SETTINGS = {
-    "svdiff": {"targets": "attention+ff", "text_targets": "attention", "text_targets_2": "attention", "norms": True},
-    "additive": {"rank": 4, "targets": "attention", "text_targets": "attention", "text_targets_2": "attention+ff"},
-    "rotation": {"columns": "top:8@2", "targets": "all"},
-    "soda": {"rotation": "stiefel", "targets": "cross-attention", "text_targets": "attention+ff"},
+NARROW = {
+    "sd1-additive": {"rank": 4, "targets": "all", "text_targets": "attention+ff"},
+    "sd2-svdiff": {"targets": "attention", "text_targets": "attention"},
+    "sdxl-svdiff": {
+        "targets": "attention+ff",
+        "text_targets": "attention",
+        "text_targets_2": "attention",
+        "norms": True,
+    },
+    "sdxl-additive": {"rank": 4, "targets": "attention", "text_targets": "attention", "text_targets_2": "attention+ff"},
+    "sdxl-rotation": {"columns": "top:8@2", "targets": "all"},
+    "sdxl-soda": {"rotation": "stiefel", "targets": "cross-attention", "text_targets": "attention+ff"},
 }
 
 
-@pytest.mark.parametrize("method", SDXL_SETTINGS)
-def test_sdxl_in_its_real_structure(method, scripts, narrow_sdxl, work):
-    case = Case(method, narrow_sdxl, "sdxl_train_network", NARROW, SDXL_SETTINGS[method])
-    compare(scripts, case, work, method)
+@pytest.mark.parametrize("name", NARROW)
+def test_narrow_models_in_their_real_structure(name, work, tmp_path):
+    family, _, method = name.partition("-")
+    base = sd_scripts_narrow.write(family, tmp_path / "base.safetensors")
+    scripts = SdScripts.at(work, base, sd_scripts_narrow.plan(family))
+    with sd_scripts_narrow.readable(family, tmp_path):
+        compare(scripts, Case(method, NARROW[name], sd_scripts_narrow.MODELS[family].arguments), work, name)
 
 
-def test_sd15_in_its_real_size(scripts, work, tmp_path):
+def test_sd15_in_its_real_size(work, tmp_path):
     base = Path(sd_scripts.given("BASE") or random_checkpoints.write(tmp_path / "sd15.safetensors"))
-    case = Case("additive", base, settings={"rank": 4, "targets": FEW, "text_targets": FEW_TEXT})
-    compare(scripts, case, work, "sd15")
+    case = Case("additive", {"rank": 4, "targets": FEW, "text_targets": FEW_TEXT})
+    compare(SdScripts.at(work, base), case, work, "sd15")
