@@ -85,18 +85,26 @@ def _disturbed(method: sa.Method, part: str, value: Tensor, random: torch.Genera
     return value + noise
 
 
-def write_all(folder: Path, state: Mapping[str, Tensor]) -> None:
-    """One file per entry of PROFILES, exact LoRA exports beside them, and what users pick by mistake."""
-    weights = {name: state[key].float() for name, key in layer_keys().items()}
+def write_all(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    layers: Mapping[str, str] | None = None,
+    norms: Mapping[str, str] | None = None,
+) -> None:
+    """One file per entry of PROFILES, exact LoRA exports beside them, and what users pick by mistake.
+
+    layers, norms: of another checkpoint than the small one, kohya layer name -> key.
+    """
+    weights = {name: state[key].float() for name, key in (layers or layer_keys()).items()}
     for file, (name, profile) in PROFILES.items():
         adapter = make(sa.method(name), weights, profile)
         save(adapter, folder / f"{file}.safetensors")
         if name in ("additive", "rotation") and profile == "portable":
             save_file(sa.to_lora(adapter), folder / f"{file}-lora.safetensors")
     shifted = make(sa.method("svdiff", norms=True), weights, "compact")
-    shifted.gains = gains({name: state[key].float() for name, key in norm_keys().items()})
+    shifted.gains = gains({name: state[key].float() for name, key in (norms or norm_keys()).items()})
     save(shifted, folder / "norms.safetensors")
-    another = {layer: weights[layer] for layer in layer_keys(text_encoder=False, convolutions=False)}
+    another = {layer: weight for layer, weight in weights.items() if layer.startswith("lora_unet") and "attn" in layer}
     save(make(sa.method("rotation", rank=4), another, "portable", seed=6), folder / "unet-only.safetensors")
     save(sdxl(), folder / "sdxl.safetensors")
     whole = (folder / "rotation.safetensors").read_bytes()
