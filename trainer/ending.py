@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from .overview import draw
 from .words import size_text
 
 if TYPE_CHECKING:
+    from .journal import Journal
     from .run import Run
+    from .spec import TrainSpec
 
 _FULL = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
@@ -38,6 +40,14 @@ class Outcome:
     seconds: float
     parameters: int
     file_bytes: int
+
+
+class Standing(Protocol):
+    """What a run has come to. best_step: with the lowest validation loss; waited: validations since then."""
+
+    step: int
+    best_step: int
+    waited: int
 
 
 def fault_of(loss: float, norm: float) -> str | None:
@@ -61,31 +71,38 @@ def end(run: Run, reason: Reason, seconds: float) -> Outcome:
     """Save what there is, say how the run ended, and return it. Raises SpectralError where nothing is worth saving."""
     counts, journal = run.counts, run.journal
     if reason == "diverged" and counts.updates == 0:
-        raise SpectralError(
-            "the loss is not a finite number within the first steps, so there is nothing worth saving. Lower the "
-            "learning rate (lr); if that does not help, the base model or a picture is damaged."
-        )
+        raise nothing_learnt()
     journal.tell(Phase("saving"))
     run.rescue()
     saved = run.checkpoint() if counts.step else None
     path = None
     if run.accelerator.is_main_process:
-        path = _result(run, reason, saved)
+        path = put_in_place(run.spec, journal, counts, reason, saved, run.write)
         if path is not None:
             journal.tell(Saved(path, path.stat().st_size))
-        _draw(run)
+        draw_all(journal)
         resumable = journal.checkpoints.latest()[0] is not None
-        journal.tell(Ended(reason, counts.step, sentence(run, reason, path, seconds, resumable), resumable))
+        memory = out_of_memory_text(run) if reason == "out_of_memory" else ""
+        text = sentence(run.spec.steps, counts, reason, path, seconds, resumable, memory)
+        journal.tell(Ended(reason, counts.step, text, resumable))
     size = path.stat().st_size if path is not None else 0
     return Outcome(reason, path, counts.step, counts.losses, seconds, run.setup.adapter.parameter_count, size)
 
 
-def _draw(run: Run) -> None:
+def nothing_learnt() -> SpectralError:
+    """For a run that diverged before it had changed anything."""
+    return SpectralError(
+        "the loss is not a finite number within the first steps, so there is nothing worth saving. Lower the learning "
+        "rate (lr); if that does not help, the base model or a picture is damaged."
+    )
+
+
+def draw_all(journal: Journal) -> None:
     """The run's pictures; a run does not fail for want of them."""
     try:
-        draw(run.journal.path)
+        draw(journal.path)
     except SpectralError as error:
-        run.journal.tell(Notice(str(error)))
+        journal.tell(Notice(str(error)))
 
 
 def end_dry(run: Run) -> Outcome:
@@ -94,47 +111,61 @@ def end_dry(run: Run) -> Outcome:
     return Outcome("finished", None, run.counts.step, run.counts.losses, 0.0, run.setup.adapter.parameter_count, 0)
 
 
-def _result(run: Run, reason: Reason, saved: Path | None) -> Path | None:
-    """The adapter file of the run: written to its place if the run came to its end, else the checkpoint's."""
+def put_in_place(
+    spec: TrainSpec,
+    journal: Journal,
+    standing: Standing,
+    reason: Reason,
+    saved: Path | None,
+    write: Callable[[Path], Path] | None = None,
+) -> Path | None:
+    """The adapter file of a run: put where it is wanted if the run came to its end, else the last checkpoint's.
+
+    saved: the last checkpoint. write: writes the adapter as it stands to a new file; without it the checkpoint's is
+    copied. Raises SpectralError where it cannot be written.
+    """
     if reason not in ("finished", "converged"):
         return None if saved is None else saved / ADAPTER
-    out = files.free_name(run.spec.out)
-    if out != run.spec.out:
-        run.journal.tell(Notice(f"{run.spec.out} has appeared meanwhile; the adapter is written to {out.name}."))
-    best = run.journal.checkpoints.best() if run.spec.patience else None
-    if best is None or best == saved:
-        return run.write(out)
+    out = files.free_name(spec.out)
+    if out != spec.out:
+        journal.tell(Notice(f"{spec.out} has appeared meanwhile; the adapter is written to {out.name}."))
+    best = journal.checkpoints.best() if spec.patience else None
+    if write is not None and best in (None, saved):
+        return write(out)
+    source = (best or saved) / ADAPTER
     try:
-        files.write_bytes(out, (best / ADAPTER).read_bytes())
+        files.write_bytes(out, source.read_bytes())
     except OSError as error:
-        advice = f"The adapter is in {best / ADAPTER}; copy it"
-        raise files.refusal("writing the adapter", out, error, advice) from error
-    run.journal.tell(Notice(f"the adapter of step {run.counts.best_step} is kept: its validation loss is the lowest."))
+        raise files.refusal("writing the adapter", out, error, f"The adapter is in {source}; copy it") from error
+    if best not in (None, saved):
+        journal.tell(Notice(f"the adapter of step {standing.best_step} is kept: its validation loss is the lowest."))
     return out
 
 
-def sentence(run: Run, reason: Reason, path: Path | None, seconds: float, resumable: bool) -> str:
-    """How the run ended and what can be done next."""
-    step, steps = run.counts.step, run.spec.steps
+def sentence(
+    steps: int, standing: Standing, reason: Reason, path: Path | None, seconds: float, resumable: bool, memory: str
+) -> str:
+    """How a run ended and what can be done next. memory: what to say where it was full."""
+    step = standing.step
     lost = "and no checkpoint could be saved" if step else "nothing was trained yet"
-    go_on = "resumable" if resumable else lost
-    where = f" The adapter of that step is {path}." if path is not None else ""
+    where = f" The adapter of the last checkpoint is {path}." if path is not None else ""
+    go_on = f"{'resumable' if resumable else lost}.{where}"
     match reason:
         case "finished":
             return f"Finished {step} steps in {seconds:.0f} s."
         case "converged":
             return (
-                f"Stopped at step {step} of {steps}: the validation loss has not fallen for {run.counts.waited} "
-                f"validations. Step {run.counts.best_step} was best."
+                f"Stopped at step {step} of {steps}: the validation loss has not fallen for {standing.waited} "
+                f"validations. Step {standing.best_step} was best."
             )
         case "stopped":
-            return f"Stopped at step {step} of {steps}, {go_on}.{where}"
+            return f"Stopped at step {step} of {steps}, {go_on}"
         case "out_of_memory":
-            return f"{out_of_memory_text(run)} Stopped at step {step} of {steps}, {go_on}.{where}"
+            return f"{memory} Stopped at step {step} of {steps}, {go_on}"
         case _:
             return (
-                f"The loss was not a finite number three times in a row, so training stopped at step {step} with the "
-                f"last good parameters, {go_on}; a lower learning rate (lr) may help.{where}"
+                f"The loss was not a finite number three times in a row, so training stopped at step {step}. A lower "
+                f"learning rate (lr) may help. The last good parameters are kept, {go_on}"
             )
 
 

@@ -21,11 +21,9 @@ from typing import Any
 from ...spectral.errors import Cancelled, SettingError, SpectralError
 from .. import files
 from .. import resume as resuming
-from ..checkpoint import ADAPTER
-from ..ending import Outcome
+from ..ending import Outcome, draw_all, nothing_learnt, put_in_place, sentence
 from ..events import Ended, Event, Listener, Notice, Phase, Plan, Reason, Resumed, Saved, silent
 from ..journal import Journal
-from ..overview import draw
 from ..run_folder import RunFolder, ask
 from ..spec import TrainSpec
 from . import launch, translate
@@ -37,6 +35,7 @@ from .translate import OUT
 from .wire import JOB, STATE, TALLY, Job, Tally
 
 LOG = "output.log"
+_SMALLER = "Try gradient_checkpointing = true, a smaller batch_size or a lower resolution."
 _LOOK = 0.3  # seconds between two looks at whether to stop
 
 
@@ -233,67 +232,18 @@ class _Session:
         journal, step = self.journal, self.tally.step
         saved = journal.checkpoints.latest()[0]
         if saved is None and reason in ("finished", "converged", "diverged"):
-            raise SpectralError(
-                "the loss is not a finite number within the first steps, so there is nothing worth saving. Lower the "
-                "learning rate (lr); if that does not help, the base model or a picture is damaged."
-            )
+            raise nothing_learnt()
         journal.tell(Phase("saving"))
-        path = self._result(reason, saved)
+        path = put_in_place(self.spec, journal, self.tally, reason, saved)
         if path is not None:
             journal.tell(Saved(path, path.stat().st_size))
-        try:
-            draw(journal.path)
-        except SpectralError as error:
-            journal.tell(Notice(str(error)))
+        draw_all(journal)
         shutil.rmtree(self.folder / OUT, ignore_errors=True)
-        journal.tell(Ended(reason, step, self._sentence(reason, text, path, saved, seconds), saved is not None))
+        memory = f"sd-scripts ran out of memory ({text}). {_SMALLER}"
+        said = sentence(self.spec.steps, self.tally, reason, path, seconds, saved is not None, memory)
+        journal.tell(Ended(reason, step, said, saved is not None))
         size = path.stat().st_size if path is not None else 0
         return Outcome(reason, path, step, self.tally.losses, seconds, self.parameters, size)
-
-    def _result(self, reason: Reason, saved: Path | None) -> Path | None:
-        """The adapter file: in its place if the run came to its end, else the newest checkpoint's."""
-        if reason not in ("finished", "converged") or saved is None:
-            return None if saved is None else saved / ADAPTER
-        spec, checkpoints = self.spec, self.journal.checkpoints
-        best = checkpoints.best() if spec.patience else None
-        source = (best or saved) / ADAPTER
-        out = files.free_name(spec.out)
-        if out != spec.out:
-            self.journal.tell(Notice(f"{spec.out} has appeared meanwhile; the adapter is written to {out.name}."))
-        try:
-            files.write_bytes(out, source.read_bytes())
-        except OSError as error:
-            raise files.refusal("writing the adapter", out, error, f"The adapter is in {source}; copy it") from error
-        if best is not None and best != saved:
-            text = f"the adapter of step {self.tally.best_step} is kept: its validation loss is the lowest."
-            self.journal.tell(Notice(text))
-        return out
-
-    def _sentence(self, reason: Reason, text: str, path: Path | None, saved: Path | None, seconds: float) -> str:
-        step, steps, tally = self.tally.step, self.spec.steps, self.tally
-        lost = "and no checkpoint could be saved" if step else "nothing was trained yet"
-        go_on = "resumable" if saved is not None else lost
-        where = f" The adapter of the last checkpoint is {path}." if path is not None else ""
-        match reason:
-            case "finished":
-                return f"Finished {step} steps in {seconds:.0f} s, by sd-scripts."
-            case "converged":
-                return (
-                    f"Stopped at step {step} of {steps}: the validation loss has not fallen for {tally.waited} "
-                    f"validations. Step {tally.best_step} was best."
-                )
-            case "out_of_memory":
-                return (
-                    f"sd-scripts ran out of memory ({text}). Try gradient_checkpointing = true, a smaller batch_size "
-                    f"or a lower resolution. Stopped at step {step} of {steps}, {go_on}.{where}"
-                )
-            case "diverged":
-                return (
-                    f"The loss was not a finite number three times in a row, so training stopped at step {step}, "
-                    f"{go_on}; a lower learning rate (lr) may help.{where}"
-                )
-            case _:
-                return f"Stopped at step {step} of {steps}, {go_on}.{where}"
 
 
 def _job(spec: TrainSpec, checkout: Checkout, work: translate.Work, prepared: Prepared, tally: Tally, run: Path) -> Job:
