@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spectral import names
+from ..spectral.errors import SpectralError
 from ..spectral.known_files import MARK
 from ..spectral.names import Family
 from . import settings
@@ -212,6 +213,14 @@ def change_here(net: Any, layer: str, weight: Tensor) -> Tensor | None:
     return chosen.applied.change(layer, weight.device).reshape(weight.shape)
 
 
+def _take_off(module: nn.Module) -> None:
+    """Leaves a module whose networks were about to be added as if none had been: Lora takes note of them at the end."""
+    import networks
+
+    networks.network_restore_weights_from_backup(module)
+    module.network_current_names = ()
+
+
 def _module_type() -> Any:
     """Lora's classes exist only inside the web UI, so ours are made there."""
     import network
@@ -230,7 +239,11 @@ def _module_type() -> Any:
         def calc_updown(self, orig_weight: Tensor) -> tuple[Tensor, None]:
             strength, change = self.multiplier(), None
             if self.layer is not None and strength != 0:
-                change = change_here(self.network, self.layer, orig_weight)
+                try:
+                    change = change_here(self.network, self.layer, orig_weight)
+                except SpectralError:
+                    _take_off(self.sd_module)
+                    raise
             if change is None:
                 return torch.zeros_like(orig_weight, dtype=torch.float32), None
             return change * strength, None

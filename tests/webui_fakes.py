@@ -266,6 +266,7 @@ class A1111:
             available_networks={},
             load_networks=self.load_networks,
             list_available_networks=self.refresh,
+            network_restore_weights_from_backup=self.restore,
         )
 
     def _host_modules(self) -> None:
@@ -395,16 +396,21 @@ class A1111:
             module.network_weights_backup = kept or module.weight.clone()
         if module.network_current_names == names:
             return
-        if (backup := module.network_weights_backup) is not None:
-            places = (module.in_proj_weight, module.out_proj.weight) if attention else (module.weight,)
-            for place, weight in zip(places, backup if attention else (backup,)):
-                place.copy_(weight)
+        self.restore(module)
         for net in self.networks.loaded_networks:
             try:
                 self._add(module, net, attention)
             except RuntimeError as error:
                 print("Networks with errors", net.name, error)
         module.network_current_names = names
+
+    @staticmethod
+    def restore(module) -> None:
+        if (backup := module.network_weights_backup) is not None:
+            attention = isinstance(module, nn.MultiheadAttention)
+            places = (module.in_proj_weight, module.out_proj.weight) if attention else (module.weight,)
+            for place, weight in zip(places, backup if attention else (backup,)):
+                place.copy_(weight)
 
     @staticmethod
     def _add(module, net, attention: bool) -> None:

@@ -158,9 +158,9 @@ class WebUI:
             self.process.wait(10)
 
     def wait(self) -> None:
-        """Until the API answers: it comes some seconds after the page."""
+        """Until the extensions' routes answer: they come some seconds after the page, and after the web UI's own."""
         deadline = time.monotonic() + START_SECONDS
-        while self.call("/sdapi/v1/sd-models")[0] != 200:
+        while self.call("/tests/runs")[0] != 200:
             assert self.process.poll() is None, f"the web UI ended while starting:\n{self.log()[-4000:]}"
             assert time.monotonic() < deadline, (
                 f"the web UI was not ready after {START_SECONDS} s:\n{self.log()[-4000:]}"
