@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spectral import names
+from ..spectral.adapter import OnMismatch
 from ..spectral.errors import SpectralError
 from ..spectral.known_files import MARK
 from ..spectral.names import Family
@@ -52,9 +53,13 @@ class Place:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What a network of a file of ours holds while it is in use. of: the model that `applied` was computed for."""
+    """What a network of a file of ours holds while it is in use.
+
+    of: the model that `applied` was computed for, and its checkpoint. policy: under which it was.
+    """
 
     of: tuple[weakref.ref, Hashable]
+    policy: OnMismatch
     model: str
     applied: Applied
 
@@ -92,6 +97,7 @@ def prepare(generation: Generation) -> None:
     import networks
     from modules import shared
 
+    _let_go(net for net in networks.networks_in_memory.values() if net not in networks.loaded_networks)
     ours = [net for net in dict.fromkeys(networks.loaded_networks) if MARK in net.network_on_disk.metadata]
     chosen = [net for net in ours if net.te_multiplier != 0 or net.unet_multiplier != 0]
     if not chosen:
@@ -101,6 +107,12 @@ def prepare(generation: Generation) -> None:
         found = _choose(net, onto)
         net.modules = _modules(net, found.applied.layers, known)
         generation.comment(f"{net.name}: {found.applied.text}")
+
+
+def _let_go(nets: Iterable[Any]) -> None:
+    """Lora may keep networks for later; their changes are kept as long as the user's setting says, no longer."""
+    for net in nets:
+        net.spectral_chosen = None
 
 
 def drop() -> None:
@@ -164,7 +176,10 @@ def _choose(net: Any, onto: Base) -> _Chosen:
     """The changes of a network's file, which it then holds, so that they stay while it is in use."""
     from modules import shared
 
-    state = shared.state
+    state, wanted, of = shared.state, settings.current(), (weakref.ref(onto.owner), onto.version)
+    kept: _Chosen | None = getattr(net, "spectral_chosen", None)
+    if kept is not None and (kept.of, kept.policy) == (of, wanted.policy):
+        return kept
 
     def progress(done: int, total: int, _: str) -> None:
         state.textinfo = f"Spectral adapter {net.name}: layer {done} of {total}"
@@ -172,11 +187,11 @@ def _choose(net: Any, onto: Base) -> _Chosen:
     applied = changes_of(
         net.network_on_disk.filename,
         onto,
-        settings.current(),
+        wanted,
         progress=progress,
         cancelled=lambda: state.interrupted,
     )
-    net.spectral_chosen = _Chosen((weakref.ref(onto.owner), onto.version), onto.name, applied)
+    net.spectral_chosen = _Chosen(of, wanted.policy, onto.name, applied)
     return net.spectral_chosen
 
 

@@ -128,6 +128,17 @@ def test_a_file_is_computed_once_for_a_checkpoint(ui, computed):
     assert len(computed) == 1
 
 
+def test_changes_that_no_prompt_uses_stay_only_within_the_memory_for_them(ui, computed):
+    setattr(ui.opts, settings.KEPT, 0)
+    for name in ("dog", "cat"):
+        ui.save(adapter_for(SD1), name)
+        ui.generate((name, 1, 1))
+    assert ui.networks.networks_in_memory["dog"].spectral_chosen is None
+    for strength in (1, 0.5):
+        ui.generate(("dog", strength, strength), ("cat", 1, 1))
+    assert len(computed) == 3  # the cat has stayed in use
+
+
 def test_another_checkpoint_in_the_same_object_is_another_base(ui, tmp_path, computed):
     path = ui.save(adapter_for(SD1, "rotation", {"rank": 5}), "dog")
     ui.generate(("dog", 1, 1))

@@ -264,6 +264,7 @@ class A1111:
             module_types=[Difference()],
             loaded_networks=[],
             available_networks={},
+            networks_in_memory={},
             load_networks=self.load_networks,
             list_available_networks=self.refresh,
             network_restore_weights_from_backup=self.restore,
@@ -345,7 +346,7 @@ class A1111:
         """tags: (name, text encoder's strength, UNet's strength)."""
         self.networks.loaded_networks.clear()
         for name, te, unet in tags:
-            net = self._network(name)
+            net = self.networks.networks_in_memory.setdefault(name, self._network(name))
             net.te_multiplier, net.unet_multiplier = te, unet
             self.networks.loaded_networks.append(net)
 

