@@ -221,7 +221,7 @@ def test_the_work_of_a_job_by_sd_scripts(studio, checkout):
 @pytest.mark.slow
 def test_a_job_by_sd_scripts_stops_goes_on_and_finishes(studio, checkout):
     """Real child processes, and the checkout's own: the same folder, course and end as by the built-in engine."""
-    fake.behave(checkout.folder, seconds=0.05)
+    fake.behave(checkout.folder, seconds=0.2)
     entry = studio.create(Request.from_json(asked(checkpoint_every=20, sample_every=20)))[0]
 
     def now():
@@ -237,7 +237,7 @@ def test_a_job_by_sd_scripts_stops_goes_on_and_finishes(studio, checkout):
         studio.resume(entry.id)
         ended = wait(lambda: now().state.status not in ("queued", "running", "stopping") and now().state)
     assert (ended.status, ended.reason, ended.step) == ("finished", "finished", 40), ended
-    assert ended.text.endswith("by sd-scripts.") and len(sa.load(ended.adapter).layers) > 0
+    assert ended.text.startswith("Finished 40 steps") and len(sa.load(ended.adapter).layers) > 0
     assert {"resumed": stopped.step} in fake.noted(checkout.folder)
     seen = studio.detail(entry.id)
     assert seen["engine"] == "sd-scripts" and seen["step"] == 40 and studio.curve(entry.id)["next"] == 40
