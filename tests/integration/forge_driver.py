@@ -1,4 +1,7 @@
-"""Drives a private Forge. SPECTRAL_FORGE_DIR and SPECTRAL_FORGE_PYTHON: see `webui_driver`."""
+"""Drives a private Forge, reForge or Forge Classic. SPECTRAL_<HOST>_DIR and SPECTRAL_<HOST>_PYTHON: see `webui_driver`.
+
+SPECTRAL_REFORGE_HF_HOME, SPECTRAL_FORGE_CLASSIC_HF_HOME: a cache of the Hugging Face hub for a machine without network.
+"""
 
 from webui_driver import WebUI
 
@@ -18,3 +21,27 @@ class Forge(WebUI):
             "/sdapi/v1/options", {"forge_unet_storage_dtype": mode, "forge_inference_memory": self._megabytes}
         )
         assert status == 200
+
+
+class OlderForge(WebUI):
+    """What the two hosts built on Forge's first version have in common."""
+
+    name = "Forge"
+    layers = Forge.layers
+    arguments = Forge.arguments
+
+    def environment(self) -> dict[str, str]:
+        home = self.given("HF_HOME")
+        return {"TRANSFORMERS_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"} | ({"HF_HOME": home} if home else {})
+
+
+class ReForge(OlderForge):
+    """One reForge process."""
+
+    host = "REFORGE"
+
+
+class ForgeClassic(OlderForge):
+    """One Forge Classic process."""
+
+    host = "FORGE_CLASSIC"

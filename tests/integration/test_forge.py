@@ -5,7 +5,10 @@
 needs 3 GB of memory and about two minutes on two cores. See `webui_driver` for the variables.
 """
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ import sample_adapters
 from forge_driver import Forge
 from safetensors.torch import load_file
 from webui_checks import SAME, VISIBLE, WORDS, InEveryWebUI, mean, most, picture
-from webui_driver import write_checkpoint
+from webui_driver import PACK, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Forge.is_there(), reason=Forge.without())]
 
@@ -55,3 +58,11 @@ def test_weights_in_few_bits(mode: str, ui: Forge) -> None:
         assert np.array_equal(picture(ui), low)
     finally:
         ui.store_in("Automatic")
+
+
+def test_every_layer_and_norm_of_every_family_has_its_place() -> None:
+    script = Path(__file__).with_name("forge_keys_inside.py")
+    command = [Forge.given("PYTHON"), str(script), Forge.given("DIR"), str(PACK)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"sd1": [], "sd2": [], "sdxl": []}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Self  # Python 3.11 has it; the tests run on 3.10 too
 
 PACK = Path(__file__).resolve().parents[2]
-START_SECONDS = 150
+START_SECONDS = 300  # some load a model before they answer
 RUN_SECONDS = 300
 ARGUMENTS = (
     "--api", "--server-name", "127.0.0.1", "--skip-torch-cuda-test", "--skip-python-version-check",
