@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -146,7 +147,10 @@ class WebUI:
         }
         with open(self.folder / "server.log", "wb") as log:
             self.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=log, stderr=log)
-        self.wait()
+        with ExitStack() as started:
+            started.callback(self.__exit__)  # a start that fails leaves no process behind
+            self.wait()
+            started.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
