@@ -130,7 +130,12 @@ class NetworkTrainer:
     def post_process_network(self, args, accelerator, network, text_encoders, unet):
         pass
 
+    def get_tokenize_strategy(self, args):
+        if json.loads((HERE / "behave.json").read_text()).get("no_tokenizer"):
+            raise TypeError("expected str, bytes or os.PathLike object, not NoneType")
+
     def train(self, args):
+        self.get_tokenize_strategy(args)
         print("INFO     prepare images.", flush=True)
         config = train_util.tomllib.loads(Path(args.dataset_config).read_text())
         pictures, held = self.load(config["datasets"])

@@ -612,6 +612,12 @@ def test_a_full_memory_is_said_with_what_helps(spec, checkout):
     assert "CUDA out of memory" in heard[-1].text and "gradient_checkpointing" in heard[-1].text
 
 
+def test_a_missing_tokenizer_is_said_with_what_helps(spec, checkout):
+    fake.behave(checkout.folder, no_tokenizer=True)
+    with pytest.raises(SpectralError, match=r"found no CLIP tokenizer.*vocab.json and merges.txt as tokenizer"):
+        run(spec, checkout)
+
+
 def test_losses_that_are_no_numbers_from_the_start_leave_nothing(spec, checkout):
     fake.behave(checkout.folder, nan_from=1)
     with pytest.raises(SpectralError, match="nothing worth saving"):

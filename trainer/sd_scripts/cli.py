@@ -12,6 +12,7 @@ from ..options import add_train_arguments, read_train_spec
 
 if TYPE_CHECKING:
     from ..events import Event
+    from ..spec import TrainSpec
     from .checkout import Checkout
     from .run import DryRun
 
@@ -52,13 +53,16 @@ def run(args: argparse.Namespace) -> int:
     checkout = place.find(args.sd_scripts, args.python)
     if args.remember:
         return _remember(checkout)
+    from ..console import quiet_libraries
+
     spec = read_train_spec(args)
+    quiet_libraries()
     if args.dry_run:
         from .run import dry_run
 
         _show(dry_run(spec, checkout, lambda event: _note(event, args.json)), checkout, args.json)
         return 0
-    return _train(args, checkout)
+    return _train(args, spec, checkout)
 
 
 def _remember(checkout: Checkout) -> int:
@@ -71,12 +75,9 @@ def _remember(checkout: Checkout) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, checkout: Checkout) -> int:
+def _train(args: argparse.Namespace, spec: TrainSpec, checkout: Checkout) -> int:
     from ...spectral.errors import SpectralError
-    from ..console import Console, Follower, StopOnSignal, print_json, quiet_libraries, resume_command
-
-    spec = read_train_spec(args)
-    quiet_libraries()
+    from ..console import Console, Follower, StopOnSignal, print_json, resume_command
     from .run import run as train
 
     with Console(resume_command(args.typed), spec.run_folder) as console, StopOnSignal() as stop:

@@ -82,6 +82,15 @@ def _followed(trainer: type, watch: Watch) -> type:
     signature = inspect.signature(trainer.process_batch)
 
     class Followed(trainer):
+        def get_tokenize_strategy(self, args: Any) -> Any:
+            try:
+                return super().get_tokenize_strategy(args)
+            except (OSError, TypeError) as error:  # TypeError: the library is offline and has no file of it
+                raise SpectralError(
+                    "found no CLIP tokenizer, and none could be fetched. Name a folder with vocab.json and "
+                    "merges.txt as tokenizer, or let it go to the network once (without HF_HUB_OFFLINE)"
+                ) from error
+
         def post_process_network(self, args: Any, accelerator: Any, network: Any, *models: Any) -> None:
             super().post_process_network(args, accelerator, network, *models)
             watch.follow_passes(network)
